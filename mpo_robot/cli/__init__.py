@@ -1,0 +1,1 @@
+"""Command line: the only modules where learner, simulators and deployment meet."""

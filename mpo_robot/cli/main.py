@@ -1,0 +1,61 @@
+"""`mpo-robot`: entry point. Loads only the module of the chosen command, so a robot computer needs no torch."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from mpo_robot import __version__
+from mpo_robot.errors import MpoRobotError
+
+COMMANDS = {
+    "train": "train a policy with MPO on a simulated task",
+    "evaluate": "roll out a run's policy or an ONNX file and print returns",
+    "export": "write a run's policy as ONNX, through a parity gate",
+    "serve": "serve an ONNX policy over ZeroMQ",
+    "run-robot": "run the control loop of a robot (simulated or real)",
+    "ingest": "check episode logs and add the good ones to a run's real replay",
+    "learn": "continue learning from a run and episode logs, publish new policy versions",
+    "inspect": "print what is inside a policy, a log or a run folder",
+    "report": "write one self-contained HTML page about a run",
+    "bench": "run the benchmarks and store their results",
+}
+
+
+def build_parser(chosen: str | None) -> argparse.ArgumentParser:
+    """Parser with every command listed and the chosen command's own arguments loaded."""
+    parser = argparse.ArgumentParser(prog="mpo-robot", description="Sim-to-real reinforcement learning with MPO.")
+    parser.add_argument("--version", action="version", version=f"mpo-robot {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        if name == chosen:
+            module = importlib.import_module(f"mpo_robot.cli.{name.replace('-', '_')}")
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0 done, 2 bad input, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    chosen = next((word for word in arguments if not word.startswith("-")), None)
+    parser = build_parser(chosen)
+    namespace = parser.parse_args(arguments)
+    if namespace.command is None:
+        parser.print_help()
+        return 2
+    try:
+        return int(namespace.run(namespace) or 0)
+    except MpoRobotError as error:
+        print(f"mpo-robot {namespace.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"mpo-robot {namespace.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

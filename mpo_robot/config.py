@@ -1,0 +1,205 @@
+"""Strict YAML to frozen dataclasses: unknown keys, wrong types and bad overrides are errors that name the fix."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from mpo_robot.errors import ConfigError
+
+T = TypeVar("T")
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a repeated key instead of silently keeping the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if key in seen:
+                raise ConfigError(f"{node.start_mark.name}, line {key_node.start_mark.line + 1}: key {key!r} repeats")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: no such file, not YAML, or not a mapping.
+    """
+    path = Path(path)
+    try:
+        with path.open(encoding="utf-8") as stream:
+            data = yaml.load(stream, Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader subclass)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} must hold a mapping at its top level, found {type(data).__name__}")
+    return data
+
+
+def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Copy of `data` with `a.b=value` overrides applied; values are read as YAML.
+
+    Raises:
+        ConfigError: an override has no `=`, or steps into something that is not a mapping.
+    """
+    result = _copy(data)
+    for override in overrides:
+        path, separator, text = override.partition("=")
+        keys = [key.strip() for key in path.split(".")]
+        if not separator or not all(keys):
+            raise ConfigError(f"override {override!r} must look like key=value or section.key=value")
+        try:
+            value = parse_scalar(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"override {override!r}: {text!r} is not valid YAML") from error
+        target = result
+        for key in keys[:-1]:
+            target = target.setdefault(key, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"override {override!r}: {key!r} is a value, not a section")
+        target[keys[-1]] = value
+    return result
+
+
+def parse_scalar(text: str) -> Any:
+    """A YAML value; `1e-3` counts as a number, as every user expects (YAML 1.1 would read a string)."""
+    value = yaml.safe_load(text)
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def load_config(cls: type[T], source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> T:
+    """Build dataclass `cls` from a YAML file or mapping plus overrides.
+
+    Raises:
+        ConfigError: unknown key (with the nearest known one), wrong type, missing value, or a value the dataclass's
+            own `__post_init__` refuses.
+    """
+    data = source if isinstance(source, Mapping) else read_yaml(source)
+    return build(cls, apply_overrides(data, overrides))
+
+
+def build(cls: type[T], data: Mapping[str, Any], path: str = "") -> T:
+    """Strict conversion of nested mappings to dataclass `cls`; `path` prefixes error texts."""
+    hints = typing.get_type_hints(cls)
+    fields = {item.name: item for item in dataclasses.fields(cls) if item.init}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for key, value in data.items():
+        if key not in fields:
+            raise ConfigError(_unknown_key(str(key), list(fields), path))
+        values[key] = _convert(hints[key], value, f"{path}{key}")
+    for name, item in fields.items():
+        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise ConfigError(f"{path}{name} is required: {cls.__name__} has no default for it")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise ConfigError(f"{path.rstrip('.') or cls.__name__}: {error}") from error
+
+
+def to_dict(config: Any) -> Any:
+    """Plain mappings, lists and scalars of a config; `build` of the result gives an equal config."""
+    if dataclasses.is_dataclass(config):
+        return {item.name: to_dict(getattr(config, item.name)) for item in dataclasses.fields(config)}
+    if isinstance(config, (tuple, list)):
+        return [to_dict(item) for item in config]
+    if isinstance(config, Mapping):
+        return {key: to_dict(value) for key, value in config.items()}
+    return config
+
+
+def dump_yaml(config: Any) -> str:
+    """YAML text of a config, keys in field order."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def _unknown_key(key: str, known: list[str], path: str) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean {path}{near[0]}?" if near else f"known keys: {', '.join(known)}"
+    return f"unknown key {path}{key}: {hint}"
+
+
+def _copy(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in data.items()}
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(arguments, value, path)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise ConfigError(f"{path} must be one of {', '.join(map(str, arguments))}; got {value!r}")
+        return value
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{path} must be a section (a mapping), got {value!r}")
+        return build(hint, value, f"{path}.")  # type: ignore[arg-type]
+    if origin is tuple:
+        return _convert_tuple(arguments, value, path)
+    if origin in (dict, Mapping) or hint is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{path} must be a mapping, got {value!r}")
+        item_hint = arguments[1] if arguments else Any
+        return {str(key): _convert(item_hint, item, f"{path}.{key}") for key, item in value.items()}
+    return _convert_scalar(hint, value, path)
+
+
+def _convert_union(arguments: tuple[Any, ...], value: Any, path: str) -> Any:
+    if value is None and type(None) in arguments:
+        return None
+    errors = []
+    for option in arguments:
+        if option is type(None):
+            continue
+        try:
+            return _convert(option, value, path)
+        except ConfigError as error:
+            errors.append(str(error))
+    raise ConfigError(errors[0] if len(errors) == 1 else f"{path}: no allowed type fits {value!r} ({'; '.join(errors)})")
+
+
+def _convert_tuple(arguments: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{path} must be a list, got {value!r}")
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        return tuple(_convert(arguments[0], item, f"{path}[{index}]") for index, item in enumerate(value))
+    if len(arguments) != len(value):
+        raise ConfigError(f"{path} must have {len(arguments)} entries, got {len(value)}")
+    return tuple(_convert(hint, item, f"{path}[{i}]") for i, (hint, item) in enumerate(zip(arguments, value)))
+
+
+def _convert_scalar(hint: Any, value: Any, path: str) -> Any:
+    if hint is Any:
+        return value
+    if isinstance(value, str) and hint in (float, int):
+        value = parse_scalar(value)  # YAML 1.1 reads 1e-3 as text
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if hint is Path and isinstance(value, (str, Path)):
+        return Path(value)
+    if isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    raise ConfigError(f"{path} must be {getattr(hint, '__name__', hint)}, got {value!r}")

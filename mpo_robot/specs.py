@@ -1,0 +1,211 @@
+"""`PolicySpec`: the one description of a policy's inputs and outputs that every hand-over checks.
+
+The spec travels inside the run folder, the ONNX file, every wire message (as `spec_hash`) and every log. Two sides
+that differ refuse to work together and name the first differing field.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mpo_robot.errors import ConfigError, SpecMismatchError
+
+SPEC_SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TermSpec:
+    """One named block of an observation or command vector.
+
+    Attributes:
+        name: Unique within its vector, for example `joint_position` or `left_hip`.
+        size: Number of scalars in the block.
+        unit: SI unit as text (`rad`, `rad/s`, `N m`), `1` for dimensionless.
+        low: Lower bound per scalar in `unit`, or None if unbounded.
+        high: Upper bound per scalar in `unit`, or None if unbounded.
+    """
+
+    name: str
+    size: int
+    unit: str = "1"
+    low: tuple[float, ...] | None = None
+    high: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ConfigError("a term needs a name")
+        if self.size < 1:
+            raise ConfigError(f"term {self.name!r}: size must be at least 1, got {self.size}")
+        for label, bound in (("low", self.low), ("high", self.high)):
+            if bound is not None and len(bound) != self.size:
+                raise ConfigError(f"term {self.name!r}: {label} has {len(bound)} entries, size is {self.size}")
+        if self.low is not None and self.high is not None and any(lo >= hi for lo, hi in zip(self.low, self.high)):
+            raise ConfigError(f"term {self.name!r}: every low must be below its high")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form at full precision."""
+        return {
+            "name": self.name,
+            "size": self.size,
+            "unit": self.unit,
+            "low": None if self.low is None else list(self.low),
+            "high": None if self.high is None else list(self.high),
+        }
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> TermSpec:
+        """Inverse of `to_dict`."""
+        low, high = data.get("low"), data.get("high")
+        return TermSpec(
+            name=str(data["name"]),
+            size=int(data["size"]),
+            unit=str(data.get("unit", "1")),
+            low=None if low is None else tuple(float(x) for x in low),
+            high=None if high is None else tuple(float(x) for x in high),
+        )
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """Interface of a policy: ordered observation terms, ordered command terms with finite bounds, and the period.
+
+    The learner and the log work with *actions* in [-1, 1] per dimension (before clipping they may lie outside);
+    robots and simulators take *commands* in physical units. `to_command` and `to_action` are the affine maps between.
+
+    Attributes:
+        observation: Ordered observation terms; their sizes add up to `observation_size`.
+        command: Ordered command terms; each needs finite `low` and `high`.
+        control_dt: Policy period in seconds.
+    """
+
+    observation: tuple[TermSpec, ...]
+    command: tuple[TermSpec, ...]
+    control_dt: float
+    schema_version: int = SPEC_SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if not self.observation or not self.command:
+            raise ConfigError("a policy spec needs at least one observation term and one command term")
+        for vector in (self.observation, self.command):
+            names = [term.name for term in vector]
+            if len(set(names)) != len(names):
+                raise ConfigError(f"term names must be unique, got {names}")
+        for term in self.command:
+            bounds = (term.low or ()) + (term.high or ())
+            if len(bounds) != 2 * term.size or not all(math.isfinite(x) for x in bounds):
+                raise ConfigError(f"command term {term.name!r} needs finite low and high for each of its scalars")
+        if not (math.isfinite(self.control_dt) and self.control_dt > 0):
+            raise ConfigError(f"control_dt must be a positive number of seconds, got {self.control_dt}")
+
+    @cached_property
+    def observation_size(self) -> int:
+        """O, the length of the flat observation vector."""
+        return sum(term.size for term in self.observation)
+
+    @cached_property
+    def action_size(self) -> int:
+        """A, the length of the flat action (and command) vector."""
+        return sum(term.size for term in self.command)
+
+    @cached_property
+    def command_low(self) -> npt.NDArray[np.float32]:
+        """Lower command bounds, [A], physical units."""
+        return np.array([x for term in self.command for x in term.low or ()], np.float32)
+
+    @cached_property
+    def command_high(self) -> npt.NDArray[np.float32]:
+        """Upper command bounds, [A], physical units."""
+        return np.array([x for term in self.command for x in term.high or ()], np.float32)
+
+    @cached_property
+    def command_center(self) -> npt.NDArray[np.float32]:
+        """Middle of the command range, [A]."""
+        return (self.command_low + self.command_high) / 2
+
+    @cached_property
+    def command_half_range(self) -> npt.NDArray[np.float32]:
+        """Half the width of the command range, [A]."""
+        return (self.command_high - self.command_low) / 2
+
+    def to_command(self, action: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """Physical command for an action [..., A]: clipped to [-1, 1], then scaled to the command bounds."""
+        clipped = np.clip(np.asarray(action, np.float32), -1.0, 1.0)
+        command = self.command_center + self.command_half_range * clipped
+        return np.clip(command, self.command_low, self.command_high)
+
+    def to_action(self, command: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """Action for a physical command [..., A]; not clipped, so that a command outside the bounds stays visible."""
+        return (np.asarray(command, np.float32) - self.command_center) / self.command_half_range
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form at full precision; the input of `spec_hash`."""
+        return {
+            "schema_version": self.schema_version,
+            "control_dt": self.control_dt,
+            "observation": [term.to_dict() for term in self.observation],
+            "command": [term.to_dict() for term in self.command],
+        }
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> PolicySpec:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ConfigError: a field is missing or malformed, or the schema version is not this program's.
+        """
+        try:
+            version = int(data["schema_version"])
+            if version != SPEC_SCHEMA_VERSION:
+                raise ConfigError(f"policy spec has schema_version {version}, this program reads {SPEC_SCHEMA_VERSION}")
+            return PolicySpec(
+                observation=tuple(TermSpec.from_dict(term) for term in data["observation"]),
+                command=tuple(TermSpec.from_dict(term) for term in data["command"]),
+                control_dt=float(data["control_dt"]),
+                schema_version=version,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"malformed policy spec: {error!r}") from error
+
+    @cached_property
+    def spec_hash(self) -> str:
+        """SHA-256 (64 hex digits) of the canonical JSON of `to_dict`."""
+        canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def require_same(self, other: PolicySpec, ours: str = "this side", theirs: str = "the other side") -> None:
+        """Check that two specs are equal.
+
+        Raises:
+            SpecMismatchError: they differ; the text names the first differing field and both values.
+        """
+        for (path, mine), (other_path, yours) in zip(_leaves(self.to_dict()), _leaves(other.to_dict())):
+            if path != other_path or mine != yours:
+                raise SpecMismatchError(
+                    f"policy spec differs at {path}: {ours} has {mine!r}, {theirs} has "
+                    f"{yours!r}{'' if path == other_path else f' at {other_path}'}. "
+                    "Use a policy that was trained for this robot, or correct the robot's spec."
+                )
+        if self != other:
+            raise SpecMismatchError(f"policy spec differs: {ours} and {theirs} have a different number of terms")
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Depth-first (path, scalar) pairs of nested dicts and lists; a list's length comes before its entries."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _leaves(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        yield f"len({path})", len(value)
+        for index, item in enumerate(value):
+            yield from _leaves(item, f"{path}[{index}]")
+    else:
+        yield path, value
