@@ -1,0 +1,1 @@
+"""Pure functions on tensors: E-step, M-step, returns, Gaussian closed forms. No state, no networks."""
