@@ -1,0 +1,215 @@
+"""`OnnxPolicy`: a policy file, checked when loaded, that acts in process through onnxruntime.
+
+File contract: one input `obs` [batch, O] float32; outputs `actions` [batch, A] (mean command, physical units, clipped
+to the command bounds) and `stddev` [batch, A] (physical units); metadata key `mpo_robot` holds JSON with the spec.
+Shapes: O observation size, A action size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from mpo_robot.errors import ConfigError, MpoRobotError, SpecMismatchError
+from mpo_robot.specs import PolicySpec
+
+METADATA_KEY = "mpo_robot"
+METADATA_SCHEMA_VERSION = 1
+INPUT_NAME = "obs"
+OUTPUT_NAMES = ("actions", "stddev")
+_LOG_TWO_PI = math.log(2.0 * math.pi)
+_BOUND_TOLERANCE = 1e-4  # of the command half range: float32 rounding of clip bounds, never a wrong unit
+
+
+class PolicyError(MpoRobotError):
+    """A policy was given, or produced, a value that must not reach a robot (NaN, infinity, negative stddev)."""
+
+
+class PolicyAction(NamedTuple):
+    """One action in normalised action space.
+
+    Attributes:
+        action: float32 [A] as sampled, not clipped. Equal to `mean` when deterministic.
+        log_prob: Log density of `action` in nats; NaN where no density exists (deterministic, or a stddev of zero).
+        mean: float32 [A] of the Gaussian.
+        stddev: float32 [A] of the Gaussian.
+    """
+
+    action: npt.NDArray[np.float32]
+    log_prob: float
+    mean: npt.NDArray[np.float32]
+    stddev: npt.NDArray[np.float32]
+
+
+def gaussian_log_prob(action: npt.ArrayLike, mean: npt.ArrayLike, stddev: npt.ArrayLike) -> float:
+    """Log density in nats of `action` [A] under a diagonal Gaussian, in float64.
+
+    sum_i -((a_i - m_i) / s_i)^2 / 2 - log s_i - log(2 pi) / 2; NaN if any s_i is zero.
+    """
+    wide_stddev = np.asarray(stddev, np.float64)
+    if not wide_stddev.all():
+        return math.nan
+    z = (np.asarray(action, np.float64) - np.asarray(mean, np.float64)) / wide_stddev
+    return float(-0.5 * z.dot(z) - np.log(wide_stddev).sum() - 0.5 * _LOG_TWO_PI * z.size)
+
+
+class OnnxPolicy:
+    """A loaded and checked policy. Used by one thread at a time; `act` does not block on anything but the CPU.
+
+    Attributes:
+        path: File it was read from.
+        spec: Interface of the policy.
+        policy_version: SHA-256 (64 hex digits) of the file's bytes.
+        metadata: The parsed `mpo_robot` metadata.
+    """
+
+    path: Path
+    spec: PolicySpec
+    policy_version: str
+    metadata: dict[str, Any]
+
+    def __init__(self, path: str | Path) -> None:
+        """Read, check and warm up a policy.
+
+        Raises:
+            ConfigError: unreadable, not ONNX, foreign metadata, wrong names or shapes, or outputs that break the file
+                contract on test observations.
+            SpecMismatchError: the spec inside does not have the hash the file claims.
+        """
+        self.path = Path(path)
+        try:
+            data = self.path.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"cannot read policy {self.path}: {error.strerror}") from error
+        self.policy_version = hashlib.sha256(data).hexdigest()
+        # Loading from the bytes that were hashed: the file cannot change between the two.
+        self._session = _open_session(data, self.path)
+        self.metadata = _read_metadata(self._session, self.path)
+        self.spec = _read_spec(self.metadata, self.path)
+        self._half_range = self.spec.command_half_range
+        _check_interface(self._session, self.spec, self.path)
+        self._input = np.zeros((1, self.spec.observation_size), np.float32)
+        self._warm_up()
+
+    def act(
+        self, observation: npt.NDArray[np.float32], stochastic: bool, rng: np.random.Generator | None = None
+    ) -> PolicyAction:
+        """Action for one observation [O].
+
+        Args:
+            observation: float32 [O] in the spec's order and units.
+            stochastic: Sample with the exported stddev; otherwise return the mean.
+            rng: Source of the sample; required if stochastic.
+
+        Raises:
+            ValueError: wrong observation shape, or stochastic without `rng`.
+            PolicyError: NaN or infinity in the observation or in what the policy made of it.
+        """
+        if np.shape(observation) != (self.spec.observation_size,):
+            raise ValueError(f"observation has shape {np.shape(observation)}, expected ({self.spec.observation_size},)")
+        self._input[0] = observation
+        if not np.isfinite(self._input).all():
+            raise PolicyError("observation holds NaN or infinity: check the sensors before asking for an action")
+        command, command_stddev = self._session.run(OUTPUT_NAMES, {INPUT_NAME: self._input})
+        mean = self.spec.to_action(command[0])
+        stddev = command_stddev[0] / self._half_range
+        if not (np.isfinite(mean).all() and np.isfinite(stddev).all() and stddev.min() >= 0):
+            raise PolicyError(f"policy {self.policy_version[:12]} gave NaN, infinity or a negative stddev")
+        if not stochastic:
+            return PolicyAction(mean, math.nan, mean, stddev)
+        if rng is None:
+            raise ValueError("a stochastic action needs a random generator")
+        noise = rng.standard_normal(self.spec.action_size)
+        # The density is of the float32 action that is returned: rounding first keeps logged ratios exact.
+        action = (mean + stddev * noise).astype(np.float32)
+        if not np.isfinite(action).all():
+            raise PolicyError(f"policy {self.policy_version[:12]} sampled NaN or infinity")
+        return PolicyAction(action, gaussian_log_prob(action, mean, stddev), mean, stddev)
+
+    def _warm_up(self) -> None:
+        """Run on a few observations, so that the first real call is fast and a broken file fails here."""
+        size = self.spec.observation_size
+        spread = np.random.default_rng(0).standard_normal((4, size)).astype(np.float32)
+        probes = [np.zeros(size, np.float32), np.ones(size, np.float32), *spread, 100.0 * spread[0]]
+        low, high = self.spec.command_low, self.spec.command_high
+        tolerance = _BOUND_TOLERANCE * self._half_range
+        for probe in probes:
+            self._input[0] = probe
+            command, stddev = self._session.run(OUTPUT_NAMES, {INPUT_NAME: self._input})
+            for name, value in zip(OUTPUT_NAMES, (command, stddev)):
+                if value.shape != (1, self.spec.action_size):
+                    raise ConfigError(
+                        f"policy {self.path}: output {name!r} has shape {value.shape}, "
+                        f"the spec asks for (1, {self.spec.action_size})"
+                    )
+                if not np.isfinite(value).all():
+                    raise ConfigError(f"policy {self.path}: output {name!r} is not finite on a test observation")
+            if (stddev < 0).any():
+                raise ConfigError(f"policy {self.path}: output 'stddev' is negative on a test observation")
+            if (command[0] < low - tolerance).any() or (command[0] > high + tolerance).any():
+                raise ConfigError(
+                    f"policy {self.path}: output 'actions' leaves the command bounds of its own spec; "
+                    "it must be in physical units and clipped"
+                )
+
+
+def _open_session(data: bytes, path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # these networks are far too small to share between threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # fatal only: every problem comes back as an exception
+    try:
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has no common base class for its errors
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise ConfigError(f"{path} is not an ONNX policy this program can load: {reason}") from error
+
+
+def _read_metadata(session: onnxruntime.InferenceSession, path: Path) -> dict[str, Any]:
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    if text is None:
+        raise ConfigError(f"{path} has no {METADATA_KEY!r} metadata: write it with `mpo-robot export`")
+    try:
+        metadata = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{path}: metadata {METADATA_KEY!r} is not JSON: {error}") from error
+    if not isinstance(metadata, dict) or metadata.get("schema_version") != METADATA_SCHEMA_VERSION:
+        found = metadata.get("schema_version") if isinstance(metadata, dict) else type(metadata).__name__
+        raise ConfigError(f"{path}: metadata has schema_version {found}, this program reads {METADATA_SCHEMA_VERSION}")
+    return metadata
+
+
+def _read_spec(metadata: dict[str, Any], path: Path) -> PolicySpec:
+    if not isinstance(metadata.get("spec"), dict):
+        raise ConfigError(f"{path}: metadata {METADATA_KEY!r} holds no policy spec")
+    spec = PolicySpec.from_dict(metadata["spec"])
+    if metadata.get("spec_hash") != spec.spec_hash:
+        raise SpecMismatchError(
+            f"{path}: claims spec_hash {str(metadata.get('spec_hash'))[:12]} but the spec inside has "
+            f"{spec.spec_hash[:12]}: the file was edited or damaged, export it again"
+        )
+    return spec
+
+
+def _check_interface(session: onnxruntime.InferenceSession, spec: PolicySpec, path: Path) -> None:
+    inputs, outputs = session.get_inputs(), {item.name: item for item in session.get_outputs()}
+    if [item.name for item in inputs] != [INPUT_NAME]:
+        raise ConfigError(f"{path}: inputs are {[item.name for item in inputs]}, expected [{INPUT_NAME!r}]")
+    missing = [name for name in OUTPUT_NAMES if name not in outputs]
+    if missing:
+        raise ConfigError(f"{path}: has outputs {sorted(outputs)}, lacks {missing}")
+    expected = [(inputs[0], spec.observation_size)] + [(outputs[name], spec.action_size) for name in OUTPUT_NAMES]
+    for item, size in expected:
+        if item.type != "tensor(float)":
+            raise ConfigError(f"{path}: {item.name!r} has type {item.type}, expected float32")
+        # A symbolic dimension is a string or None; the warm-up checks what it becomes.
+        batch_ok = len(item.shape) == 2 and (not isinstance(item.shape[0], int) or item.shape[0] == 1)
+        if not batch_ok or (isinstance(item.shape[1], int) and item.shape[1] != size):
+            raise ConfigError(f"{path}: {item.name!r} has shape {item.shape}, the spec asks for [batch, {size}]")
