@@ -1,0 +1,67 @@
+"""Acting with NumPy: the policy network on one observation, several times faster than an eager torch call.
+
+The arrays are views of the learner's parameters, so that an actor always acts with the newest policy.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from mpo_robot.networks import GaussianPolicy
+
+FloatArray = npt.NDArray[np.float32]
+
+_HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
+
+
+class SampledAction(NamedTuple):
+    """An action [A] as sampled, before clipping, and its log density in nats."""
+
+    action: FloatArray
+    log_prob: float
+
+
+class NumpyActor:
+    """Evaluates a `GaussianPolicy` on one normalised observation [O] at a time."""
+
+    def __init__(self, policy: GaussianPolicy) -> None:
+        self._layers = [(type(layer), [p.detach().numpy() for p in layer.parameters()]) for layer in policy.torso]
+        self._head_weight = policy.head.weight.detach().numpy()
+        self._head_bias = policy.head.bias.detach().numpy()
+        self._min_stddev = policy.config.min_stddev
+
+    def distribution(self, observation: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Mean and standard deviation, each [A]."""
+        hidden = observation
+        for kind, parameters in self._layers:
+            if kind is nn.Linear:
+                hidden = parameters[0] @ hidden
+                hidden += parameters[1]
+            elif kind is nn.LayerNorm:
+                hidden -= hidden.mean()
+                hidden *= 1.0 / math.sqrt(float(hidden @ hidden) / len(hidden) + 1e-5)
+                hidden *= parameters[0]
+                hidden += parameters[1]
+            else:
+                np.maximum(hidden, 0.0, out=hidden)
+        mean, raw_stddev = np.split(self._head_weight @ hidden + self._head_bias, 2)
+        return mean, np.logaddexp(raw_stddev, np.float32(0.0)) + np.float32(self._min_stddev)
+
+    def sample(self, observation: FloatArray, rng: np.random.Generator) -> SampledAction:
+        """Sample an action and its exact log density."""
+        mean, stddev = self.distribution(observation)
+        action = mean + stddev * rng.standard_normal(len(mean), np.float32)
+        standardized = (action.astype(np.float64) - mean) / stddev
+        density = 0.5 * standardized @ standardized + np.log(stddev.astype(np.float64)).sum()
+        return SampledAction(action, -float(density) - _HALF_LOG_TWO_PI * len(mean))
+
+
+def uniform_action(action_size: int, rng: np.random.Generator) -> SampledAction:
+    """Uniform over [-1, 1]^A, with its exact log density -A log 2. Used before the first policy update."""
+    action = rng.uniform(-1.0, 1.0, action_size).astype(np.float32)
+    return SampledAction(action, -action_size * math.log(2.0))

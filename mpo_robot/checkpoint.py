@@ -1,0 +1,77 @@
+"""Checkpoints: a directory per step, visible only when complete. No pickled code: torch loads with `weights_only`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mpo_robot.errors import ConfigError
+
+STATE_FILE = "state.pt"
+REPLAY_FILE = "replay.npz"
+
+
+def save_checkpoint(
+    directory: Path, step: int, state: dict[str, Any], save_replay: Callable[[Path], None], keep: int = 2
+) -> Path:
+    """Write `directory/step_<step>` and delete all but the newest `keep` checkpoints.
+
+    The files go to a temporary directory that is renamed at the end, so a crash leaves the earlier checkpoints whole.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    final = directory / f"step_{step:012d}"
+    temporary = directory / f".tmp_{final.name}"
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    temporary.mkdir()
+    torch.save(state, temporary / STATE_FILE)
+    save_replay(temporary / REPLAY_FILE)
+    for file in temporary.iterdir():
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(temporary, final)
+    for old in list_checkpoints(directory)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def list_checkpoints(directory: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(path for path in directory.glob("step_*") if (path / STATE_FILE).exists())
+
+
+def load_checkpoint(directory: Path) -> tuple[dict[str, Any], Path]:
+    """State of the newest checkpoint and the path of its replay file.
+
+    Raises:
+        ConfigError: there is no checkpoint, or it cannot be read.
+    """
+    found = list_checkpoints(directory)
+    if not found:
+        raise ConfigError(f"no checkpoint in {directory}: the run has not saved one yet")
+    try:
+        state = torch.load(found[-1] / STATE_FILE, weights_only=True)
+    except Exception as error:  # torch raises many types for a damaged file
+        raise ConfigError(f"cannot read checkpoint {found[-1]}: {error}") from error
+    return state, found[-1] / REPLAY_FILE
+
+
+def rng_to_json(rng: np.random.Generator) -> str:
+    """State of a NumPy generator as text."""
+    return json.dumps(rng.bit_generator.state)
+
+
+def rng_from_json(text: str) -> np.random.Generator:
+    """Inverse of `rng_to_json` (PCG64)."""
+    rng = np.random.default_rng()
+    rng.bit_generator.state = json.loads(text)
+    return rng

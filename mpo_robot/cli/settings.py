@@ -1,0 +1,38 @@
+"""The configuration file of a training: environment, loop and learner in one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from mpo_robot.config import load_config
+from mpo_robot.mpo_config import LearnerConfig
+from mpo_robot.training_config import TrainingConfig
+from sim.config import EnvironmentConfig
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What `mpo-robot train --config FILE` reads.
+
+    Attributes:
+        environment: Task and domain randomisation.
+        training: Loop settings.
+        learner: Networks and MPO hyperparameters.
+        seed: Seed of everything.
+    """
+
+    environment: EnvironmentConfig
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    seed: int = 0
+
+    def nominal_environment(self) -> EnvironmentConfig:
+        """The environment without randomisation, for evaluation."""
+        return replace(self.environment, randomization=None)
+
+
+def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a training configuration, or a run folder's resolved one."""
+    return load_config(RunConfig, path, overrides)

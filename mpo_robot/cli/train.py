@@ -1,0 +1,94 @@
+"""`mpo-robot train`: train a policy, or continue a run."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from tqdm import tqdm
+
+from mpo_robot.cli.settings import RunConfig, load_run_config
+from mpo_robot.compute import configure_compute
+from mpo_robot.config import dump_yaml
+from mpo_robot.errors import ConfigError
+from mpo_robot.evaluation import Evaluation
+from mpo_robot.run_folder import RunFolder
+from mpo_robot.trainer import Trainer
+from sim.make import make_environment
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example learner.mpo.num_samples=20")
+    parser.add_argument("--config", type=Path, help="YAML file, see configs/train/")
+    parser.add_argument("--run", type=Path, help="run folder to create (default: runs/<config name>-seed<seed>)")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="continue this run from its newest checkpoint")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Execute the command."""
+    if (args.config is None) == (args.resume is None):
+        raise ConfigError("give either --config FILE to start a run or --resume RUN to continue one")
+    if args.resume is not None:
+        folder = RunFolder(args.resume)
+        folder.require()
+        config = load_run_config(folder.config_file, args.overrides)
+    else:
+        config = load_run_config(args.config, args.overrides)
+        folder = RunFolder(args.run or Path("runs") / f"{args.config.stem}-seed{config.seed}")
+    trainer = make_trainer(config, folder, resume=args.resume is not None)
+    run_trainer(trainer, config, quiet=args.quiet)
+    return 0
+
+
+def make_trainer(config: RunConfig, folder: RunFolder, resume: bool = False) -> Trainer:
+    """A trainer with its environments; creates the run folder, or restores the newest checkpoint."""
+    configure_compute(config.training.threads)
+    environment = make_environment(config.environment)
+    evaluation_environment = make_environment(config.nominal_environment())
+    if not resume:
+        folder.create(dump_yaml(config), environment.spec, config.seed)
+    trainer = Trainer(environment, evaluation_environment, config.training, config.learner, folder, config.seed)
+    if resume:
+        folder.spec().require_same(environment.spec, "the run", "the environment")
+        trainer.resume()
+    return trainer
+
+
+def run_trainer(trainer: Trainer, config: RunConfig, quiet: bool = False) -> None:
+    """Train with a progress bar; Ctrl-C or SIGTERM saves a checkpoint and stops."""
+    total = config.training.total_steps
+    print(
+        f"Training {config.environment.task} for {total:,} environment steps, seed {config.seed}, in "
+        f"{trainer.folder.path} (Ctrl-C saves and stops)"
+    )
+
+    def request_stop(signum: int, frame: FrameType | None) -> None:
+        trainer.stop_requested = True
+
+    handlers = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    bar = tqdm(total=total, initial=trainer.environment_steps, unit="step", disable=quiet, file=sys.stderr)
+
+    def show_evaluation(step: int, result: Evaluation) -> None:
+        summary = result.summary()
+        bar.write(
+            f"step {step:>9,}  return {summary['return_mean']:8.1f} +- {summary['return_std']:.1f}"
+            f"  ({int(summary['episodes'])} episodes, mean action, {trainer.wall_time_s:.0f} s)",
+            file=sys.stdout,
+        )
+        sys.stdout.flush()
+
+    try:
+        trainer.run(show_evaluation, lambda step: bar.update(step - bar.n))
+    finally:
+        bar.close()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if trainer.environment_steps < total:
+        print(f"Stopped at step {trainer.environment_steps:,}. Continue: mpo-robot train --resume {trainer.folder.path}")
+    else:
+        print(f"Done. Next: mpo-robot export {trainer.folder.path} -o policy.onnx")

@@ -1,0 +1,60 @@
+"""Positive dual variables (temperatures and Lagrange multipliers) and their optimiser."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mpo_robot.mpo_config import MPOConfig
+
+MIN_RAW = -18.0
+FLOOR = 1e-8
+
+
+def inverse_softplus(value: float) -> float:
+    """x with softplus(x) = value > 0."""
+    return value + math.log(-math.expm1(-value))
+
+
+class Duals(nn.Module):
+    """Raw parameters behind softplus: value = softplus(raw) + 1e-8; `clamp_` keeps raw above -18 after each step.
+
+    Softplus has a non-zero gradient everywhere in that range, so that a multiplier that fell low can rise again.
+    """
+
+    def __init__(self, action_size: int, config: MPOConfig) -> None:
+        super().__init__()
+        shape = action_size if config.per_dim_constraining else 1
+        self.raw_temperature = nn.Parameter(torch.full((1,), inverse_softplus(config.init_temperature)))
+        self.raw_penalty_temperature = nn.Parameter(torch.full((1,), inverse_softplus(config.init_temperature)))
+        self.raw_alpha_mean = nn.Parameter(torch.full((shape,), inverse_softplus(config.init_alpha_mean)))
+        self.raw_alpha_stddev = nn.Parameter(torch.full((shape,), inverse_softplus(config.init_alpha_stddev)))
+
+    @property
+    def temperature(self) -> Tensor:
+        """E-step temperature, [1]."""
+        return functional.softplus(self.raw_temperature) + FLOOR
+
+    @property
+    def penalty_temperature(self) -> Tensor:
+        """Temperature of the out-of-bounds objective, [1]."""
+        return functional.softplus(self.raw_penalty_temperature) + FLOOR
+
+    @property
+    def alpha_mean(self) -> Tensor:
+        """Multiplier of the mean's KL bound, [A] or [1]."""
+        return functional.softplus(self.raw_alpha_mean) + FLOOR
+
+    @property
+    def alpha_stddev(self) -> Tensor:
+        """Multiplier of the stddev's KL bound, [A] or [1]."""
+        return functional.softplus(self.raw_alpha_stddev) + FLOOR
+
+    @torch.no_grad()
+    def clamp_(self) -> None:
+        """Projection after each optimiser step."""
+        for parameter in self.parameters():
+            parameter.clamp_(min=MIN_RAW)

@@ -1,0 +1,263 @@
+"""The MPO learner: one update from one batch of sequences.
+
+Axes: B sequences, L steps, S = B * (L + 1) states, N sampled actions, A action size.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mpo_robot.duals import Duals
+from mpo_robot.losses.estep import nonparametric_estep, out_of_bounds_cost
+from mpo_robot.losses.gaussian import entropy, log_prob
+from mpo_robot.losses.mstep import Gaussian, MStep, decoupled_mstep, noise_moments
+from mpo_robot.losses.returns import off_policy_returns, trace_coefficients
+from mpo_robot.mpo_config import LearnerConfig
+from mpo_robot.networks import CriticEnsemble, GaussianPolicy, flatten_parameters
+from mpo_robot.replay import SequenceBatch
+
+
+class TargetPass(NamedTuple):
+    """What the target networks say about a batch; no gradient.
+
+    The same sampled actions serve the E-step and E_pi Q of the Retrace target.
+    """
+
+    policy: Gaussian  # [S, A] each
+    noise: Tensor  # [N, S, A]
+    actions: Tensor  # [N, S, A], not clipped
+    q_values: Tensor  # [N, S]
+    returns: Tensor  # [B, L]
+    coefficients: Tensor  # [B, L]
+
+
+class Metrics(NamedTuple):
+    """Scalars of one update, by name in `metrics.csv`. Values of returns and Q are in units of reward."""
+
+    loss_critic: float
+    loss_policy_mean: float
+    loss_policy_stddev: float
+    loss_penalty: float
+    temperature: float
+    penalty_temperature: float
+    kl_q_rel: float
+    kl_mean_rel: float
+    kl_mean_rel_max: float
+    kl_stddev_rel: float
+    alpha_mean: float
+    alpha_stddev: float
+    entropy: float
+    stddev_mean: float
+    q_mean: float
+    q_min: float
+    q_max: float
+    return_target_mean: float
+    trace_coefficient_mean: float
+    out_of_bounds_mean: float
+
+
+class Learner:
+    """Networks, duals and optimisers of one training.
+
+    Inputs are batches with observations already normalised and rewards in reward units.
+
+    Raises (update): FloatingPointError if a loss is not finite; the parameters are then still those from before.
+    """
+
+    def __init__(self, observation_size: int, action_size: int, config: LearnerConfig, seed: int) -> None:
+        self.config = config
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.online_policy = GaussianPolicy(observation_size, action_size, config.policy)
+            self.online_critic = CriticEnsemble(observation_size, action_size, config.critic)
+        self.target_policy = copy.deepcopy(self.online_policy).requires_grad_(False)
+        self.target_critic = copy.deepcopy(self.online_critic).requires_grad_(False)
+        self.duals = Duals(action_size, config.mpo)
+        self._policy = flatten_parameters(self.online_policy)
+        self._critic = flatten_parameters(self.online_critic)
+        self._target_policy = flatten_parameters(self.target_policy)
+        self._target_critic = flatten_parameters(self.target_critic)
+        self._duals = flatten_parameters(self.duals)
+        self.optimizers = {
+            "policy": torch.optim.Adam([self._policy], lr=config.learning_rate_policy, fused=True),
+            "critic": torch.optim.Adam([self._critic], lr=config.learning_rate_critic, fused=True),
+            "duals": torch.optim.Adam([self._duals], lr=config.learning_rate_duals, fused=True),
+        }
+        self.generator = torch.Generator().manual_seed(seed)
+        self.learner_steps = 0
+
+    def update(self, batch: SequenceBatch, reward_scale: float = 1.0, want_metrics: bool = False) -> Metrics | None:
+        """One gradient step of critics, policy and duals, then the target networks.
+
+        Args:
+            batch: Sequences with normalised observations.
+            reward_scale: Rewards are divided by it for the critic.
+            want_metrics: Return `Metrics` (costs a few tenths of a millisecond), else None.
+        """
+        tensors = SequenceBatch(*(torch.from_numpy(array) for array in batch))  # type: ignore[arg-type]
+        target = self.target_pass(tensors, reward_scale)
+        loss_critic = self.critic_loss(tensors, target.returns)
+        state_weights = tensors.policy_state.flatten()  # type: ignore[union-attr]
+        state_weights = state_weights / state_weights.sum()
+        observation = tensors.observation.flatten(0, 1)  # type: ignore[call-arg]
+        online = self.online_policy(observation)
+        estep = nonparametric_estep(
+            target.q_values, self.duals.temperature, self.config.mpo.epsilon, state_weights
+        )
+        moments = [noise_moments(estep.normalized_weights, target.noise)]
+        loss_duals = estep.loss_temperature
+        if self.config.mpo.action_penalization:
+            cost = out_of_bounds_cost(target.actions)
+            penalty = nonparametric_estep(
+                cost, self.duals.penalty_temperature, self.config.mpo.epsilon_penalty, state_weights
+            )
+            # A second objective with weights that sum to 1 of their own: the likelihood terms weigh 2 in total.
+            moments.append(noise_moments(penalty.normalized_weights, target.noise))
+            loss_duals = loss_duals + penalty.loss_temperature
+        mstep = decoupled_mstep(
+            online,
+            target.policy,
+            tuple(moments),
+            self.duals.alpha_mean,
+            self.duals.alpha_stddev,
+            self.config.mpo.epsilon_mean,
+            self.config.mpo.epsilon_stddev,
+            state_weights,
+        )
+        loss_duals = loss_duals + mstep.penalty_mean.loss_alpha + mstep.penalty_stddev.loss_alpha
+        loss_penalty = mstep.penalty_mean.loss_kl + mstep.penalty_stddev.loss_kl
+        loss = loss_critic + mstep.loss_policy_mean + mstep.loss_policy_stddev + loss_penalty + loss_duals
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"loss is not finite at learner step {self.learner_steps}: {float(loss)}")
+        loss.backward()
+        metrics = None
+        if want_metrics:
+            kl_q = float((state_weights * estep.kl_nonparametric).sum())
+            metrics = self._metrics(loss_critic, mstep, online, target, kl_q, tensors, reward_scale)
+        self._step()
+        return metrics
+
+    @torch.no_grad()
+    def target_pass(self, batch: SequenceBatch, reward_scale: float) -> TargetPass:
+        """Sample actions, value them, and form the Retrace targets, for tensors of a `SequenceBatch`."""
+        sequences, steps = batch.reward.shape
+        observation = batch.observation.flatten(0, 1)  # type: ignore[call-arg]  # [S, O]
+        policy = self.target_policy(observation)
+        noise = torch.randn(
+            self.config.mpo.num_samples, *policy.mean.shape, generator=self.generator
+        )
+        actions = torch.addcmul(policy.mean, noise, policy.stddev)
+        q_values = self.target_critic.target_values(observation, actions.clamp(-1.0, 1.0))
+        value = q_values.mean(dim=0).view(sequences, steps + 1)
+        before = Gaussian(*(item.view(sequences, steps + 1, -1)[:, :-1] for item in policy))
+        taken = batch.action.clamp(-1.0, 1.0)  # type: ignore[attr-defined]
+        q_taken = self.target_critic.target_values(
+            batch.observation[:, :-1].flatten(0, 1), taken.flatten(0, 1).unsqueeze(0)  # type: ignore[call-arg]
+        ).view(sequences, steps)
+        log_rhos = log_prob(before.mean, before.stddev, batch.action) - batch.behavior_log_prob  # type: ignore[arg-type]
+        valid = (batch.trace_valid > 0) & (batch.is_transition > 0)
+        coefficients = trace_coefficients(log_rhos, valid, self.config.retrace_lambda)  # type: ignore[arg-type]
+        discount_t = self.config.discount * (1.0 - batch.terminated)
+        returns = off_policy_returns(
+            batch.reward / reward_scale, discount_t, value[:, 1:], q_taken, coefficients  # type: ignore[arg-type]
+        )
+        return TargetPass(policy, noise, actions, q_values, returns, coefficients)
+
+    def critic_loss(self, batch: SequenceBatch, returns: Tensor) -> Tensor:
+        """Mean squared error of all critics to the targets over the rows that are transitions."""
+        observation = batch.observation[:, :-1].flatten(0, 1)  # type: ignore[call-arg]
+        values = self.online_critic(observation, batch.action.clamp(-1.0, 1.0).flatten(0, 1))  # type: ignore[attr-defined]
+        weights = batch.is_transition.flatten()
+        error = (values - returns.flatten()).square().sum(dim=0)  # [B * L], summed over critics
+        return 0.5 * (weights * error).sum() / weights.sum().clamp(min=1.0)  # type: ignore[call-overload, union-attr]
+
+    @torch.no_grad()
+    def _step(self) -> None:
+        if self.config.grad_clip_norm is not None:
+            for flat in (self._policy, self._critic):
+                norm = torch.linalg.vector_norm(flat.grad)
+                flat.grad.mul_((self.config.grad_clip_norm / (norm + 1e-6)).clamp(max=1.0))
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+        for flat in (self._policy, self._critic, self._duals):
+            flat.grad.zero_()
+        self.duals.clamp_()
+        self.learner_steps += 1
+        rate, period = self.config.target_update_rate, self.config.target_update_period
+        if rate is not None:
+            self._target_policy.lerp_(self._policy, rate)
+            self._target_critic.lerp_(self._critic, rate)
+        elif period is not None and self.learner_steps % period == 0:
+            self._target_policy.copy_(self._policy)
+            self._target_critic.copy_(self._critic)
+
+    @torch.no_grad()
+    def _metrics(
+        self,
+        loss_critic: Tensor,
+        mstep: MStep,
+        online: Gaussian,
+        target: TargetPass,
+        kl_q: float,
+        batch: SequenceBatch,
+        reward_scale: float,
+    ) -> Metrics:
+        mpo = self.config.mpo
+        kl_mean = mstep.penalty_mean.kl / mpo.epsilon_mean
+        outside = (target.actions.abs() > 1.0).any(dim=-1)
+        in_transition = batch.is_transition.sum().clamp(min=1.0)  # type: ignore[call-overload, union-attr]
+        return Metrics(
+            loss_critic=float(loss_critic),
+            loss_policy_mean=float(mstep.loss_policy_mean),
+            loss_policy_stddev=float(mstep.loss_policy_stddev),
+            loss_penalty=float(mstep.penalty_mean.loss_kl + mstep.penalty_stddev.loss_kl),
+            temperature=float(self.duals.temperature),
+            penalty_temperature=float(self.duals.penalty_temperature),
+            kl_q_rel=kl_q / mpo.epsilon,
+            kl_mean_rel=float(kl_mean.mean()),
+            kl_mean_rel_max=float(kl_mean.max()),
+            kl_stddev_rel=float((mstep.penalty_stddev.kl / mpo.epsilon_stddev).mean()),
+            alpha_mean=float(self.duals.alpha_mean.mean()),
+            alpha_stddev=float(self.duals.alpha_stddev.mean()),
+            entropy=float(entropy(online.stddev).mean()),
+            stddev_mean=float(online.stddev.mean()),
+            q_mean=float(target.q_values.mean()) * reward_scale,
+            q_min=float(target.q_values.min()) * reward_scale,
+            q_max=float(target.q_values.max()) * reward_scale,
+            return_target_mean=float((target.returns * batch.is_transition).sum() / in_transition) * reward_scale,
+            trace_coefficient_mean=float((target.coefficients * batch.is_transition).sum() / in_transition),
+            out_of_bounds_mean=float(outside.float().mean()),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers and containers only (loadable with `weights_only=True`)."""
+        return {
+            "policy": self._policy.clone(),
+            "critic": self._critic.clone(),
+            "target_policy": self._target_policy.clone(),
+            "target_critic": self._target_critic.clone(),
+            "duals": self._duals.clone(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "generator": self.generator.get_state(),
+            "learner_steps": self.learner_steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict` exactly.
+
+        Raises:
+            ValueError: the state belongs to networks of another size.
+        """
+        for name in ("policy", "critic", "target_policy", "target_critic", "duals"):
+            flat: Tensor = getattr(self, f"_{name}")
+            if flat.shape != state[name].shape:
+                raise ValueError(f"{name} has {flat.numel()} parameters here, {state[name].numel()} in the checkpoint")
+            flat.copy_(state[name])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.generator.set_state(state["generator"])
+        self.learner_steps = int(state["learner_steps"])

@@ -1,0 +1,103 @@
+"""Hyperparameters of MPO and of the learner. Values only; each field is explained where it is used most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mpo_robot.networks import CriticConfig, PolicyConfig
+
+
+@dataclass(frozen=True)
+class MPOConfig:
+    """E-step and M-step.
+
+    Attributes:
+        num_samples: N, actions sampled per state from the target policy.
+        epsilon: Bound on the E-step's KL(q || pi_target), nats.
+        epsilon_mean: Bound on the mean's KL, nats; per dimension if `per_dim_constraining`.
+        epsilon_stddev: Bound on the standard deviation's KL, nats; likewise.
+        per_dim_constraining: One bound and multiplier per action dimension, or one for their sum.
+        action_penalization: Add the out-of-bounds objective that keeps the policy's mass inside [-1, 1].
+        epsilon_penalty: E-step bound of that objective, nats.
+        init_temperature: Initial temperatures (values, not raw parameters).
+        init_alpha_mean: Initial multiplier of the mean's KL.
+        init_alpha_stddev: Initial multiplier of the standard deviation's KL.
+    """
+
+    num_samples: int = 10
+    epsilon: float = 0.1
+    epsilon_mean: float = 0.0025
+    epsilon_stddev: float = 1e-5
+    per_dim_constraining: bool = True
+    action_penalization: bool = True
+    epsilon_penalty: float = 0.001
+    init_temperature: float = 1.0
+    init_alpha_mean: float = 1.0
+    init_alpha_stddev: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 2:
+            raise ValueError(f"num_samples must be at least 2 (the weights of one sample carry nothing), got {self.num_samples}")
+        for name in (
+            "epsilon",
+            "epsilon_mean",
+            "epsilon_stddev",
+            "epsilon_penalty",
+            "init_temperature",
+            "init_alpha_mean",
+            "init_alpha_stddev",
+        ):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """Networks, returns, optimisers, target networks.
+
+    Attributes:
+        discount: Discount per control step.
+        retrace_lambda: Lambda of the Retrace trace; 0 gives one-step expected targets.
+        sequence_length: Steps per sampled sequence.
+        batch_sequences: Sequences per update; `batch_sequences * sequence_length` transitions.
+        learning_rate_policy: Adam's step size for the policy.
+        learning_rate_critic: Adam's step size for the critics.
+        learning_rate_duals: Adam's step size for temperatures and multipliers.
+        grad_clip_norm: Bound on the gradient norm of the policy and of the critics, each; None for no bound.
+        target_update_period: Learner steps between hard copies to the target networks, or None.
+        target_update_rate: Polyak rate per learner step, or None. Exactly one of the two is set.
+        return_scale_bound: The critic learns rewards divided by a running scale of the discounted return, whose
+            largest value stays below this bound; None to learn plain rewards.
+    """
+
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    mpo: MPOConfig = field(default_factory=MPOConfig)
+    discount: float = 0.99
+    retrace_lambda: float = 0.95
+    sequence_length: int = 8
+    batch_sequences: int = 32
+    learning_rate_policy: float = 3e-4
+    learning_rate_critic: float = 3e-4
+    learning_rate_duals: float = 1e-2
+    grad_clip_norm: float | None = 40.0
+    target_update_period: int | None = 100
+    target_update_rate: float | None = None
+    return_scale_bound: float | None = 5.0
+
+    def __post_init__(self) -> None:
+        if (self.target_update_period is None) == (self.target_update_rate is None):
+            raise ValueError("set exactly one of target_update_period and target_update_rate, and the other to null")
+        if not 0.0 < self.discount <= 1.0:
+            raise ValueError(f"discount must be in (0, 1], got {self.discount}")
+        if not 0.0 <= self.retrace_lambda <= 1.0:
+            raise ValueError(f"retrace_lambda must be in [0, 1], got {self.retrace_lambda}")
+        if self.sequence_length < 1 or self.batch_sequences < 1:
+            raise ValueError("sequence_length and batch_sequences must be at least 1")
+        if self.target_update_period is not None and self.target_update_period < 1:
+            raise ValueError(f"target_update_period must be at least 1, got {self.target_update_period}")
+        if self.target_update_rate is not None and not 0.0 < self.target_update_rate <= 1.0:
+            raise ValueError(f"target_update_rate must be in (0, 1], got {self.target_update_rate}")
+        for name in ("learning_rate_policy", "learning_rate_critic", "learning_rate_duals"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")

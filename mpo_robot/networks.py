@@ -1,0 +1,164 @@
+"""Policy and critic networks, and parameters laid out in one flat tensor.
+
+Axes: S states, N sampled actions, O observation size, A action size, H hidden size.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mpo_robot.losses.mstep import Gaussian
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """Gaussian policy network.
+
+    Attributes:
+        hidden_sizes: Widths of the hidden layers.
+        layer_norm: Normalise each hidden layer before its ReLU.
+        init_stddev: Standard deviation of the untrained policy, in normalised action space.
+        min_stddev: Floor of the standard deviation.
+    """
+
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    layer_norm: bool = True
+    init_stddev: float = 0.5
+    min_stddev: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not self.hidden_sizes or min(self.hidden_sizes) < 1:
+            raise ValueError(f"hidden_sizes must hold positive widths, got {self.hidden_sizes}")
+        if not 0 < self.min_stddev < self.init_stddev:
+            raise ValueError(f"need 0 < min_stddev < init_stddev, got {self.min_stddev} and {self.init_stddev}")
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """Ensemble of state-action value networks.
+
+    Attributes:
+        hidden_sizes: Widths of the hidden layers.
+        layer_norm: Normalise each hidden layer before its ReLU.
+        num_critics: Size of the ensemble; 2 for twin critics.
+        aggregate: How target values are combined: the minimum, or the mean.
+    """
+
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    layer_norm: bool = True
+    num_critics: int = 2
+    aggregate: str = "min"
+
+    def __post_init__(self) -> None:
+        if not self.hidden_sizes or min(self.hidden_sizes) < 1:
+            raise ValueError(f"hidden_sizes must hold positive widths, got {self.hidden_sizes}")
+        if self.num_critics < 1:
+            raise ValueError(f"num_critics must be at least 1, got {self.num_critics}")
+        if self.aggregate not in ("min", "mean"):
+            raise ValueError(f"aggregate must be min or mean, got {self.aggregate!r}")
+
+
+def _hidden(in_size: int, sizes: tuple[int, ...], layer_norm: bool) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for size in sizes:
+        layers.append(nn.Linear(in_size, size))
+        if layer_norm:
+            layers.append(nn.LayerNorm(size))
+        layers.append(nn.ReLU())
+        in_size = size
+    return layers
+
+
+class GaussianPolicy(nn.Module):
+    """Diagonal Gaussian over normalised, unbounded actions; clipping happens at the environment and in the critic."""
+
+    def __init__(self, observation_size: int, action_size: int, config: PolicyConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.torso = nn.Sequential(*_hidden(observation_size, config.hidden_sizes, config.layer_norm))
+        self.head = nn.Linear(config.hidden_sizes[-1], 2 * action_size)
+        with torch.no_grad():
+            self.head.weight.mul_(0.01)
+            self.head.bias.zero_()
+            # softplus(bias) + min_stddev = init_stddev
+            self.head.bias[action_size:] = math.log(math.expm1(config.init_stddev - config.min_stddev))
+
+    def forward(self, observation: Tensor) -> Gaussian:
+        """Mean and standard deviation, each [S, A], of a normalised observation [S, O]."""
+        mean, raw_stddev = self.head(self.torso(observation)).chunk(2, dim=-1)
+        return Gaussian(mean, functional.softplus(raw_stddev) + self.config.min_stddev)
+
+
+class Critic(nn.Module):
+    """Q(s, a). The first layer is split in a state and an action part, so that N actions share one state part."""
+
+    def __init__(self, observation_size: int, action_size: int, config: CriticConfig) -> None:
+        super().__init__()
+        first, *rest = config.hidden_sizes
+        self.observation_in = nn.Linear(observation_size, first)
+        self.action_in = nn.Linear(action_size, first, bias=False)
+        with torch.no_grad():  # as one layer over [O + A] inputs would be initialised
+            bound = 1.0 / math.sqrt(observation_size + action_size)
+            for parameter in (self.observation_in.weight, self.observation_in.bias, self.action_in.weight):
+                parameter.uniform_(-bound, bound)
+        tail: list[nn.Module] = [nn.LayerNorm(first)] if config.layer_norm else []
+        tail += [nn.ReLU(), *_hidden(first, tuple(rest), config.layer_norm)]
+        self.tail = nn.Sequential(*tail, nn.Linear(config.hidden_sizes[-1], 1))
+
+    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
+        """Values [S] of normalised observations [S, O] and clipped actions [S, A]."""
+        return self.tail(self.observation_in(observation) + self.action_in(action)).squeeze(-1)
+
+    def many_actions(self, observation: Tensor, actions: Tensor, chunk: int = 4) -> Tensor:
+        """Values [N, S] of N actions [N, S, A] at each observation [S, O]; `chunk` samples at a time stay in cache."""
+        state_part = self.observation_in(observation)  # [S, H]
+        parts = []
+        for block in actions.split(chunk):
+            hidden = self.action_in(block)  # [n, S, H]
+            hidden += state_part
+            parts.append(self.tail(hidden.view(-1, hidden.shape[-1])).view(block.shape[:2]))
+        return torch.cat(parts)
+
+
+class CriticEnsemble(nn.Module):
+    """`num_critics` independent critics."""
+
+    def __init__(self, observation_size: int, action_size: int, config: CriticConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.members = nn.ModuleList(Critic(observation_size, action_size, config) for _ in range(config.num_critics))
+
+    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
+        """All members' values, [num_critics, S]."""
+        return torch.stack([member(observation, action) for member in self.members])
+
+    @torch.no_grad()
+    def target_values(self, observation: Tensor, actions: Tensor) -> Tensor:
+        """Combined values [N, S] of actions [N, S, A], without gradient."""
+        return self.combine(torch.stack([member.many_actions(observation, actions) for member in self.members]))  # type: ignore[operator]
+
+    def combine(self, values: Tensor) -> Tensor:
+        """Minimum or mean over the first axis."""
+        return values.amin(dim=0) if self.config.aggregate == "min" else values.mean(dim=0)
+
+
+def flatten_parameters(module: nn.Module) -> Tensor:
+    """Move a module's parameters into one flat tensor, of which they become views, and return it.
+
+    One optimiser call, one lerp or copy then serves all of them. Gradients accumulate into views of `flat.grad`.
+    """
+    parameters = list(module.parameters())
+    flat = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
+    flat.grad = torch.zeros_like(flat)
+    start = 0
+    for parameter in parameters:
+        end = start + parameter.numel()
+        parameter.data = flat[start:end].view(parameter.shape)
+        parameter.grad = flat.grad[start:end].view(parameter.shape)
+        start = end
+    return flat

@@ -1,0 +1,138 @@
+"""The folder of one training run: resolved config, versions, metrics, checkpoints, published policies."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mpo_robot.errors import ConfigError
+from mpo_robot.specs import PolicySpec
+
+PACKAGES = ("torch", "mujoco", "dm-control", "gymnasium", "numpy", "onnxruntime", "pyzmq", "mpo-robot")
+
+
+class RunFolder:
+    """Paths of a run and atomic writes of its small files."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.run_file = self.path / "run.json"
+        self.spec_file = self.path / "spec.json"
+        self.metrics_file = self.path / "metrics.csv"
+        self.evaluations_file = self.path / "evaluations.csv"
+        self.checkpoints = self.path / "checkpoints"
+        self.policies = self.path / "policies"
+        self.tensorboard = self.path / "tensorboard"
+        self.real_replay_file = self.path / "real_replay.npz"
+
+    def create(self, config_yaml: str, spec: PolicySpec, seed: int) -> None:
+        """Make the folder and write what identifies the run.
+
+        Raises:
+            ConfigError: the folder already holds a run.
+        """
+        if self.config_file.exists():
+            raise ConfigError(f"{self.path} already holds a run: use --resume to continue it, or another folder")
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.spec_file, json.dumps(spec.to_dict(), indent=1))
+        write_atomically(self.run_file, json.dumps(run_record(seed), indent=1))
+        write_atomically(self.config_file, config_yaml)
+
+    def require(self) -> None:
+        """Check that the folder holds a run.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        if not self.config_file.exists():
+            raise ConfigError(f"{self.path} is not a run folder (no config.yaml in it)")
+
+    def spec(self) -> PolicySpec:
+        """The run's policy spec."""
+        self.require()
+        return PolicySpec.from_dict(json.loads(self.spec_file.read_text()))
+
+
+def run_record(seed: int) -> dict[str, Any]:
+    """Versions, machine, command, git commit and seed, for run.json."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "seed": seed,
+        "command": sys.argv,
+        "started_wall_time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": platform.python_version(),
+        "machine": {"platform": platform.platform(), "processor": processor_name(), "cores": os.cpu_count()},
+        "versions": versions,
+        "git": git_state(),
+    }
+
+
+def processor_name() -> str:
+    """Model name of the CPU, as far as the system tells."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
+
+
+def git_state() -> dict[str, Any]:
+    """Commit and dirty flag of the source tree, or nulls outside a git checkout."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    status = git("status", "--porcelain")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file so that readers, and a crash, see the old or the new text, never a part."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+class CsvLog:
+    """Append-only CSV with a fixed header; on resume, rows after the checkpoint's step are dropped."""
+
+    def __init__(self, path: Path, columns: tuple[str, ...], resume_step: int | None = None) -> None:
+        self.path = path
+        self.columns = columns
+        if resume_step is not None and path.exists():
+            with path.open(newline="") as stream:
+                rows = [row for row in csv.DictReader(stream) if int(row["environment_steps"]) <= resume_step]
+            lines = [",".join(columns)] + [",".join(row.get(column) or "" for column in columns) for row in rows]
+            write_atomically(path, "\n".join(lines) + "\n")
+        elif not path.exists():
+            path.write_text(",".join(columns) + "\n")
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Write one row; missing columns stay empty."""
+        with self.path.open("a", newline="") as stream:
+            csv.DictWriter(stream, self.columns, restval="", lineterminator="\n").writerow(dict(row))

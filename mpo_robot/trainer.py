@@ -1,0 +1,241 @@
+"""The synchronous training loop: act, store, learn, evaluate, log, checkpoint; exact to resume.
+
+One process, one environment, one learner: at one update per step the environment costs a few percent of the update,
+so a second process would gain nothing (docs/math.md, "Speed").
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from mpo_robot.acting import NumpyActor, SampledAction, uniform_action
+from mpo_robot.checkpoint import load_checkpoint, rng_from_json, rng_to_json, save_checkpoint
+from mpo_robot.evaluation import Evaluation, evaluate
+from mpo_robot.learner import Learner, Metrics
+from mpo_robot.metrics import EVALUATION_COLUMNS, METRIC_COLUMNS, MetricsWriter
+from mpo_robot.mpo_config import LearnerConfig
+from mpo_robot.normalization import ReturnScale, RunningNormalizer
+from mpo_robot.replay import SequenceReplay
+from mpo_robot.run_folder import CsvLog, RunFolder
+from mpo_robot.sampling import normalize
+from mpo_robot.training_config import TrainingConfig
+from mpo_robot.types import Environment, FloatArray
+
+EVALUATION_SEED = 1_000_003  # far from training seeds; evaluations of all steps and runs use the same start states
+
+
+class Trainer:
+    """Owns everything that changes during a training; `state_dict` plus the replay file is all of it.
+
+    Args:
+        environment: Collects experience (randomised, if configured).
+        evaluation_environment: Nominal environment of the same spec.
+        training: Loop settings.
+        learner: Learner settings.
+        folder: Run folder, already created.
+        seed: Seeds networks, action noise, replay sampling and the environment.
+    """
+
+    def __init__(
+        self,
+        environment: Environment,
+        evaluation_environment: Environment,
+        training: TrainingConfig,
+        learner: LearnerConfig,
+        folder: RunFolder,
+        seed: int,
+    ) -> None:
+        spec = environment.spec
+        self.environment = environment
+        self.evaluation_environment = evaluation_environment
+        self.config = training
+        self.folder = folder
+        self.seed = seed
+        self.learner = Learner(spec.observation_size, spec.action_size, learner, seed)
+        self.replay = SequenceReplay(training.replay_capacity, spec.observation_size, spec.action_size)
+        self.normalizer = RunningNormalizer(spec.observation_size) if training.normalize_observations else None
+        bound = learner.return_scale_bound
+        self.return_scale = None if bound is None else ReturnScale(learner.discount, bound)
+        self.actor = NumpyActor(self.learner.online_policy)
+        self.rng = np.random.default_rng(seed)
+        self.environment_steps = 0
+        self.update_debt = 0.0  # updates owed; a fraction when updates_per_step is not whole
+        self.episode_return = 0.0
+        self.finished_returns: list[float] = []  # since the last row of metrics.csv
+        self.observation: FloatArray | None = None
+        self.stop_requested = False
+        self._wall_time_before = 0.0  # of earlier sessions of a resumed run
+        self._started = time.monotonic()
+
+    @property
+    def wall_time_s(self) -> float:
+        """Seconds of training so far, earlier sessions included."""
+        return self._wall_time_before + time.monotonic() - self._started
+
+    def run(
+        self,
+        on_evaluation: Callable[[int, Evaluation], None] | None = None,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Train until `total_steps` or until `stop_requested` is set (by a signal handler), then save.
+
+        Args:
+            on_evaluation: Called with the environment steps and the result of each evaluation.
+            on_progress: Called with the environment steps after each `log_period`.
+        """
+        resume_step = self.environment_steps or None
+        metrics_log = CsvLog(self.folder.metrics_file, METRIC_COLUMNS, resume_step)
+        evaluations_log = CsvLog(self.folder.evaluations_file, EVALUATION_COLUMNS, resume_step)
+        writer = MetricsWriter(metrics_log, evaluations_log, self.folder.tensorboard, resume_step)
+        if self.observation is None:
+            self._start_episode(self.seed)
+        last_saved = self.environment_steps
+        speed_mark = (time.monotonic(), self.environment_steps)
+        try:
+            while self.environment_steps < self.config.total_steps and not self.stop_requested:
+                self._collect_step()
+                log_now = self.environment_steps % self.config.log_period == 0
+                metrics = self._learn(want_metrics=log_now)
+                if log_now:
+                    now = time.monotonic()
+                    speed = (self.environment_steps - speed_mark[1]) / max(now - speed_mark[0], 1e-9)
+                    speed_mark = (now, self.environment_steps)
+                    self._log_metrics(writer, metrics, speed)
+                    if on_progress is not None:
+                        on_progress(self.environment_steps)
+                if self.environment_steps % self.config.evaluation_period == 0:
+                    result = self.evaluate()
+                    writer.evaluation(self._counters() | result.summary())
+                    if on_evaluation is not None:
+                        on_evaluation(self.environment_steps, result)
+                if self.environment_steps % self.config.checkpoint_period == 0:
+                    self.save()
+                    last_saved = self.environment_steps
+            if self.environment_steps != last_saved:
+                self.save()
+        finally:
+            writer.close()
+
+    def evaluate(self) -> Evaluation:
+        """Mean actions of the current policy in the nominal environment."""
+        return evaluate(
+            self.evaluation_environment, self.act_mean, self.config.evaluation_episodes, first_seed=EVALUATION_SEED
+        )
+
+    def act_mean(self, observation: FloatArray) -> FloatArray:
+        """The policy's mean action [A] for a raw observation [O]."""
+        return self.actor.distribution(self._normalized(observation))[0]
+
+    def _normalized(self, observation: FloatArray) -> FloatArray:
+        return observation if self.normalizer is None else self.normalizer(observation)
+
+    def _start_episode(self, seed: int | None) -> None:
+        self.observation, _ = self.environment.reset(seed=seed)
+        self.episode_return = 0.0
+        if self.normalizer is not None:
+            self.normalizer.update(self.observation)
+
+    def _choose_action(self) -> SampledAction:
+        if self.environment_steps < self.config.warmup_steps:
+            return uniform_action(self.replay.action_size, self.rng)
+        assert self.observation is not None
+        return self.actor.sample(self._normalized(self.observation), self.rng)
+
+    def _collect_step(self) -> None:
+        assert self.observation is not None
+        action, log_prob = self._choose_action()
+        result = self.environment.step(action)
+        ended = result.terminated or result.truncated
+        self.replay.add(self.observation, action, log_prob, result.reward, result.terminated)
+        self.environment_steps += 1
+        self.episode_return += result.reward
+        if self.return_scale is not None:
+            self.return_scale.update(result.reward, ended)
+        if ended:
+            self.replay.end_episode(result.observation, result.terminated)
+            self.finished_returns.append(self.episode_return)
+            self._start_episode(None)
+        else:
+            self.observation = result.observation
+            if self.normalizer is not None:
+                self.normalizer.update(result.observation)
+
+    def _learn(self, want_metrics: bool) -> Metrics | None:
+        config = self.learner.config
+        if self.environment_steps < self.config.warmup_steps or not self.replay.can_sample(config.sequence_length):
+            return None
+        self.update_debt += self.config.updates_per_step
+        updates = int(self.update_debt)
+        self.update_debt -= updates
+        scale = 1.0 if self.return_scale is None else self.return_scale.scale
+        metrics = None
+        for index in range(updates):
+            batch = self.replay.sample(self.rng, config.batch_sequences, config.sequence_length)
+            last = index == updates - 1
+            metrics = self.learner.update(normalize(batch, self.normalizer), scale, want_metrics and last)
+        return metrics
+
+    def _counters(self) -> dict[str, Any]:
+        return {
+            "environment_steps": self.environment_steps,
+            "learner_steps": self.learner.learner_steps,
+            "wall_time_s": round(self.wall_time_s, 3),
+        }
+
+    def _log_metrics(self, writer: MetricsWriter, metrics: Metrics | None, steps_per_second: float) -> None:
+        row: dict[str, Any] = self._counters()
+        row["steps_per_second"] = round(steps_per_second, 1)
+        if self.finished_returns:
+            row["episode_return"] = float(np.mean(self.finished_returns))
+            self.finished_returns.clear()
+        if metrics is not None:
+            row.update(metrics._asdict())
+        writer.metrics(row)
+
+    def save(self) -> None:
+        """Write a checkpoint of everything to the run folder."""
+        save_checkpoint(self.folder.checkpoints, self.environment_steps, self.state_dict(), self.replay.save)
+
+    def resume(self) -> None:
+        """Restore the newest checkpoint of the run folder; training then goes on exactly as without a stop."""
+        state, replay_file = load_checkpoint(self.folder.checkpoints)
+        self.load_state_dict(state)
+        self.replay.load(replay_file)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the replay's rows."""
+        return {
+            "learner": self.learner.state_dict(),
+            "normalizer": None if self.normalizer is None else self.normalizer.state_dict(),
+            "return_scale": None if self.return_scale is None else self.return_scale.state_dict(),
+            "rng": rng_to_json(self.rng),
+            "environment": torch.from_numpy(np.frombuffer(self.environment.get_state(), np.uint8).copy()),
+            "observation": torch.tensor(np.asarray(self.observation)),
+            "environment_steps": self.environment_steps,
+            "update_debt": self.update_debt,
+            "episode_return": self.episode_return,
+            "finished_returns": list(self.finished_returns),
+            "wall_time_s": self.wall_time_s,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict` exactly."""
+        self.learner.load_state_dict(state["learner"])
+        if self.normalizer is not None:
+            self.normalizer.load_state_dict(state["normalizer"])
+        if self.return_scale is not None:
+            self.return_scale.load_state_dict(state["return_scale"])
+        self.rng = rng_from_json(state["rng"])
+        self.environment.set_state(state["environment"].numpy().tobytes())
+        self.observation = state["observation"].numpy()
+        self.environment_steps = int(state["environment_steps"])
+        self.update_debt = float(state["update_debt"])
+        self.episode_return = float(state["episode_return"])
+        self.finished_returns = list(state["finished_returns"])
+        self._wall_time_before = float(state["wall_time_s"])
+        self._started = time.monotonic()

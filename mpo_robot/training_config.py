@@ -1,0 +1,49 @@
+"""Settings of the training loop around the learner."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Collection, evaluation, logging and checkpoints. Every count of steps is in environment (control) steps.
+
+    Attributes:
+        total_steps: Environment steps of the whole training.
+        warmup_steps: Steps with uniform actions before the first update.
+        updates_per_step: Learner updates per environment step; may be below 1.
+        replay_capacity: Rows of the replay ring.
+        normalize_observations: Use the running observation normaliser.
+        evaluation_period: Steps between evaluations.
+        evaluation_episodes: Episodes per evaluation, with the policy's mean, in the nominal environment.
+        log_period: Steps between rows of metrics.csv.
+        checkpoint_period: Steps between checkpoints (there is always one at the end and at Ctrl-C).
+        threads: CPU threads of torch.
+    """
+
+    total_steps: int = 300_000
+    warmup_steps: int = 2_000
+    updates_per_step: float = 0.5
+    replay_capacity: int = 1_000_000
+    normalize_observations: bool = True
+    evaluation_period: int = 10_000
+    evaluation_episodes: int = 5
+    log_period: int = 1_000
+    checkpoint_period: int = 50_000
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in (
+            "total_steps",
+            "warmup_steps",
+            "evaluation_period",
+            "evaluation_episodes",
+            "log_period",
+            "checkpoint_period",
+            "threads",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.updates_per_step > 0:
+            raise ValueError(f"updates_per_step must be positive, got {self.updates_per_step}")
