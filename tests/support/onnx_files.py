@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -97,7 +98,7 @@ def write_mlp_policy(
         helper.make_node("Div", ["centered", "obs_stddev"], ["layer_0"]),
     ]
     sizes = (spec.observation_size, *hidden)
-    for index, (size_in, size) in enumerate(zip(sizes, sizes[1:])):
+    for index, (size_in, size) in enumerate(itertools.pairwise(sizes)):
         weight = rng.standard_normal((size_in, size)) / np.sqrt(size_in)
         initializers[f"weight_{index}"] = weight.astype(np.float32)
         initializers[f"bias_{index}"] = np.zeros(size, np.float32)

@@ -1,0 +1,96 @@
+"""`ClientLink`: the client's socket. Sends without blocking and receives up to an absolute monotonic deadline."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable
+
+import zmq
+
+from deploy.protocol import MAX_FRAME_BYTES, Message, encode
+from deploy.security import ClientSecurity, require_safe, secure_client
+from mpo_robot.errors import ConfigError
+
+HIGH_WATER_MARK = 16  # messages; a request that waits behind more than this is useless anyway
+_SELECT_LIMIT = 1024  # select() is the only wait with better than millisecond resolution, and takes no larger fd
+_WRITABLE_POLL_MS = 20
+
+
+class ClientLink:
+    """A DEALER socket with its own context. One thread.
+
+    Attributes:
+        secure: Whether CURVE is on.
+    """
+
+    def __init__(self, endpoint: str, security: ClientSecurity | None, clock: Callable[[], int]) -> None:
+        """Start connecting in the background.
+
+        Raises:
+            ConfigError: malformed endpoint, off loopback without keys, unreadable keys, or too many open files.
+        """
+        require_safe(endpoint, security)
+        self.secure = security is not None
+        self._clock = clock
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        try:
+            self._configure(security)
+            self._socket.connect(endpoint)
+            self._fd = int(self._socket.fd)
+            if self._fd >= _SELECT_LIMIT:
+                raise ConfigError("too many open files for the policy client: close some before making it")
+        except zmq.ZMQError as error:
+            self.close()
+            raise ConfigError(f"cannot connect to {endpoint}: {error}") from error
+        except ConfigError:
+            self.close()
+            raise
+
+    def _configure(self, security: ClientSecurity | None) -> None:
+        socket = self._socket
+        socket.linger = 0
+        socket.sndhwm = socket.rcvhwm = HIGH_WATER_MARK
+        socket.maxmsgsize = MAX_FRAME_BYTES
+        socket.immediate = True  # no connection -> sending fails at once, instead of queueing stale observations
+        socket.ipv6 = True
+        socket.reconnect_ivl, socket.reconnect_ivl_max = 50, 500
+        socket.heartbeat_ivl, socket.heartbeat_timeout = 500, 1500  # finds a half-open connection
+        socket.handshake_ivl = 2000
+        if security is not None:
+            secure_client(socket, security)
+
+    def send(self, message: Message) -> bool:
+        """Hand a message to the connection; False at once if there is none or its queue is full."""
+        try:
+            self._socket.send(encode(message), zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+    def wait_writable(self, deadline_ns: int) -> None:
+        """Wait until a message may be sent, for a short while and not past the deadline."""
+        remaining_ms = (deadline_ns - self._clock()) // 1_000_000
+        self._socket.poll(max(0, min(_WRITABLE_POLL_MS, remaining_ms)), zmq.POLLOUT)
+
+    def receive(self, deadline_ns: int = 0) -> bytes | None:
+        """The next frame, or None if none has come by the deadline; 0 means do not wait.
+
+        A message of several parts, which this protocol never sends, comes out as an empty frame.
+        """
+        while True:
+            try:
+                parts = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                remaining_ns = deadline_ns - self._clock()
+                if remaining_ns <= 0:
+                    return None
+                # The socket's fd only signals changes; trying to receive first, every time, makes that safe.
+                select.select([self._fd], [], [], remaining_ns / 1e9)
+                continue
+            return parts[0] if len(parts) == 1 else b""
+
+    def close(self) -> None:
+        """Close at once; what is queued is dropped. May be called twice."""
+        self._socket.close(linger=0)
+        self._context.term()
