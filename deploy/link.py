@@ -35,7 +35,7 @@ class ClientLink:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         try:
-            self._configure(security)
+            self._configure(endpoint, security)
             self._socket.connect(endpoint)
             self._fd = int(self._socket.fd)
             if self._fd >= _SELECT_LIMIT:
@@ -47,13 +47,13 @@ class ClientLink:
             self.close()
             raise
 
-    def _configure(self, security: ClientSecurity | None) -> None:
+    def _configure(self, endpoint: str, security: ClientSecurity | None) -> None:
         socket = self._socket
         socket.linger = 0
         socket.sndhwm = socket.rcvhwm = HIGH_WATER_MARK
         socket.maxmsgsize = MAX_FRAME_BYTES
         socket.immediate = True  # no connection -> sending fails at once, instead of queueing stale observations
-        socket.ipv6 = True
+        socket.ipv6 = "[" in endpoint  # otherwise IPv4 addresses come out in mapped form
         socket.reconnect_ivl, socket.reconnect_ivl_max = 50, 500
         socket.heartbeat_ivl, socket.heartbeat_timeout = 500, 1500  # finds a half-open connection
         socket.handshake_ivl = 2000

@@ -117,7 +117,7 @@ class OnnxPolicy:
         self._input[0] = observation
         if not np.isfinite(self._input).all():
             raise PolicyError("observation holds NaN or infinity: check the sensors before asking for an action")
-        command, command_stddev = self._session.run(OUTPUT_NAMES, {INPUT_NAME: self._input})
+        command, command_stddev = self._run()
         mean = self.spec.to_action(command[0])
         stddev = command_stddev[0] / self._half_range
         if not (np.isfinite(mean).all() and np.isfinite(stddev).all() and stddev.min() >= 0):
@@ -133,6 +133,10 @@ class OnnxPolicy:
             raise PolicyError(f"policy {self.policy_version[:12]} sampled NaN or infinity")
         return PolicyAction(action, gaussian_log_prob(action, mean, stddev), mean, stddev)
 
+    def _run(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Outputs [1, A] for the observation in `_input`."""
+        return tuple(self._session.run(OUTPUT_NAMES, {INPUT_NAME: self._input}))  # type: ignore[return-value]
+
     def _warm_up(self) -> None:
         """Run on a few observations, so that the first real call is fast and a broken file fails here."""
         size = self.spec.observation_size
@@ -142,7 +146,7 @@ class OnnxPolicy:
         tolerance = _BOUND_TOLERANCE * self._half_range
         for probe in probes:
             self._input[0] = probe
-            command, stddev = self._session.run(OUTPUT_NAMES, {INPUT_NAME: self._input})
+            command, stddev = self._run()
             for name, value in zip(OUTPUT_NAMES, (command, stddev)):
                 if value.shape != (1, self.spec.action_size):
                     raise ConfigError(

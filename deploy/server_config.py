@@ -1,0 +1,76 @@
+"""Settings and counters of `PolicyServer`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from deploy.security import ServerSecurity
+from mpo_robot.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Settings of a policy server.
+
+    Attributes:
+        endpoint: `tcp://HOST:PORT` (port `*` picks a free one) or `ipc://PATH`.
+        stochastic: Sample actions with the exported stddev, so that log-probs exist; otherwise send the mean.
+        seed: Makes the noise of every episode repeat; null takes it from the system.
+        max_sessions: Clients served at a time; more are refused.
+        session_idle_s: A client silent for this long loses its session and has to handshake again.
+        registry_poll_s: How often the registry is looked at while no episode begins.
+        curve_secret_key: The server's secret key file; required off loopback.
+        curve_allow: Directory with the public keys of the clients that may connect; required off loopback.
+    """
+
+    endpoint: str = "tcp://127.0.0.1:5555"
+    stochastic: bool = True
+    seed: int | None = None
+    max_sessions: int = 64
+    session_idle_s: float = 60.0
+    registry_poll_s: float = 0.5
+    curve_secret_key: Path | None = None
+    curve_allow: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_sessions < 1:
+            raise ConfigError(f"max_sessions must be at least 1, got {self.max_sessions}")
+        for name in ("session_idle_s", "registry_poll_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
+        if (self.curve_secret_key is None) != (self.curve_allow is None):
+            raise ConfigError("curve_secret_key and curve_allow belong together: give both or neither")
+
+    @property
+    def security(self) -> ServerSecurity | None:
+        """CURVE settings, None without keys."""
+        if self.curve_secret_key is None or self.curve_allow is None:
+            return None
+        return ServerSecurity(self.curve_secret_key, self.curve_allow)
+
+
+@dataclass
+class ServerStatistics:
+    """Counters since the server started.
+
+    Attributes:
+        frames: Messages received, of any kind.
+        actions: Actions sent.
+        episodes: Episodes begun or resumed.
+        malformed: Frames that were not a message, too large or of another protocol version.
+        refused: Error replies, those to malformed frames included.
+        superseded: Action requests skipped because the same client had already sent something newer.
+        internal_errors: Unexpected exceptions in handling one message; each is a bug.
+    """
+
+    frames: int = 0
+    actions: int = 0
+    episodes: int = 0
+    malformed: int = 0
+    refused: int = 0
+    superseded: int = 0
+    internal_errors: int = 0
+
+    def __str__(self) -> str:
+        return ", ".join(f"{item.name} {getattr(self, item.name)}" for item in fields(self))

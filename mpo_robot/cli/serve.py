@@ -1,0 +1,118 @@
+"""`mpo-robot serve`: put a policy behind a ZeroMQ endpoint, or roll its registry back. Needs no torch."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from deploy.registry import PolicyRegistry, import_policy
+from deploy.server import PolicyServer, ServerConfig
+from mpo_robot.config import apply_overrides, build, read_yaml
+from mpo_robot.errors import ConfigError
+
+EPILOG = """\
+POLICY.onnx is copied into the registry POLICY.onnx.versions/ beside it. `mpo-robot learn` publishes new versions
+there, and the running server takes them over between episodes. Examples:
+
+  mpo-robot serve policy.onnx
+  mpo-robot serve policy.onnx --deterministic --endpoint ipc:///tmp/policy.sock
+  mpo-robot serve policy.onnx --rollback         put the previous version in force (a running server follows)
+  mpo-robot serve policy.onnx --config configs/deploy/server_lan.yaml session_idle_s=10
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `serve`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument("policy", metavar="POLICY", type=Path, help="ONNX file, or a registry directory")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="server settings, over --config")
+    parser.add_argument("--config", type=Path, help="YAML file with server settings (see configs/deploy/)")
+    parser.add_argument("--endpoint", help="tcp://HOST:PORT or ipc://PATH (default tcp://127.0.0.1:5555)")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument(
+        "--stochastic",
+        dest="stochastic",
+        action="store_true",
+        default=None,
+        help="sample actions, so that logs carry log-probs for learning (default)",
+    )
+    mode.add_argument("--deterministic", dest="stochastic", action="store_false", help="send the mean action")
+    parser.add_argument("--seed", type=int, help="make the noise of every episode repeat")
+    parser.add_argument("--curve-secret-key", type=Path, metavar="FILE", help="the server's secret key file")
+    parser.add_argument(
+        "--curve-allow", type=Path, metavar="DIR", help="directory with the allowed clients' public keys"
+    )
+    parser.add_argument(
+        "--rollback", action="store_true", help="put the previous version in force, print both versions and exit"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until Ctrl-C or SIGTERM (exit 0), or roll back."""
+    registry = PolicyRegistry(registry_directory(args.policy))
+    if args.rollback:
+        return _rollback(registry)
+    config = _config(args)
+    if args.policy.is_file():
+        _import(args.policy, registry)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    with PolicyServer(registry, config) as server:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: server.stop())
+        # What is loaded now lives as long as the process: the collector need not walk it during a control tick.
+        gc.collect()
+        gc.freeze()
+        mode = "stochastic" if config.stochastic else "deterministic"
+        print(f"policy {server.store.current.policy_version} from {registry.directory}, {mode}")
+        print(f"mpo-robot serve: ready on {server.endpoint}", flush=True)
+        server.serve_forever()
+    print(f"mpo-robot serve: stopped; {server.statistics}, swaps {server.store.swaps}", flush=True)
+    return 0
+
+
+def registry_directory(policy: Path) -> Path:
+    """Registry of a policy: the directory itself, or the sibling `<file>.versions/` of an ONNX file.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    if policy.is_dir():
+        return policy
+    sibling = policy.with_name(f"{policy.name}.versions")
+    if policy.is_file() or sibling.is_dir():
+        return sibling
+    raise ConfigError(f"no policy file or registry directory at {policy}: write one with `mpo-robot export`")
+
+
+def _config(args: argparse.Namespace) -> ServerConfig:
+    data: dict[str, Any] = read_yaml(args.config) if args.config else {}
+    data = apply_overrides(data, args.overrides)
+    for name in ("endpoint", "stochastic", "seed", "curve_secret_key", "curve_allow"):
+        if getattr(args, name) is not None:
+            data[name] = getattr(args, name)
+    return build(ServerConfig, data)
+
+
+def _import(policy: Path, registry: PolicyRegistry) -> None:
+    before = registry.signature()
+    version, own = import_policy(policy, registry)
+    if version != own:
+        print(
+            f"{policy} is version {own[:12]}, which its registry already had; the version in force is {version[:12]}, "
+            "published or rolled back to since"
+        )
+    elif registry.signature() != before:
+        print(f"published {policy} as version {version[:12]}")
+
+
+def _rollback(registry: PolicyRegistry) -> int:
+    old = registry.current_version()
+    new = registry.rollback()
+    print(f"rolled back from {old}\n              to {new}\na running server gives it to the next episode")
+    return 0
