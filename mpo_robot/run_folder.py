@@ -33,7 +33,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.policies = self.path / "policies"
         self.tensorboard = self.path / "tensorboard"
-        self.real_replay_file = self.path / "real_replay.npz"
+        self.learn_checkpoints = self.path / "learn" / "checkpoints"
 
     def create(self, config_yaml: str, spec: PolicySpec, seed: int) -> None:
         """Make the folder and write what identifies the run.

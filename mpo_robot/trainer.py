@@ -16,7 +16,7 @@ import torch
 from mpo_robot.acting import NumpyActor, SampledAction, uniform_action
 from mpo_robot.checkpoint import load_checkpoint, rng_from_json, rng_to_json, save_checkpoint
 from mpo_robot.evaluation import Evaluation, evaluate
-from mpo_robot.learner import Learner, Metrics
+from mpo_robot.learner import Learner
 from mpo_robot.metrics import EVALUATION_COLUMNS, METRIC_COLUMNS, MetricsWriter
 from mpo_robot.mpo_config import LearnerConfig
 from mpo_robot.normalization import ReturnScale, RunningNormalizer
@@ -67,6 +67,7 @@ class Trainer:
         self.update_debt = 0.0  # updates owed; a fraction when updates_per_step is not whole
         self.episode_return = 0.0
         self.finished_returns: list[float] = []  # since the last row of metrics.csv
+        self.latest_metrics: dict[str, float] = {}  # of the newest measured update
         self.observation: FloatArray | None = None
         self.stop_requested = False
         self._wall_time_before = 0.0  # of earlier sessions of a resumed run
@@ -99,13 +100,12 @@ class Trainer:
         try:
             while self.environment_steps < self.config.total_steps and not self.stop_requested:
                 self._collect_step()
-                log_now = self.environment_steps % self.config.log_period == 0
-                metrics = self._learn(want_metrics=log_now)
-                if log_now:
+                self._learn()
+                if self.environment_steps % self.config.log_period == 0:
                     now = time.monotonic()
                     speed = (self.environment_steps - speed_mark[1]) / max(now - speed_mark[0], 1e-9)
                     speed_mark = (now, self.environment_steps)
-                    self._log_metrics(writer, metrics, speed)
+                    self._log_metrics(writer, speed)
                     if on_progress is not None:
                         on_progress(self.environment_steps)
                 if self.environment_steps % self.config.evaluation_period == 0:
@@ -165,20 +165,23 @@ class Trainer:
             if self.normalizer is not None:
                 self.normalizer.update(result.observation)
 
-    def _learn(self, want_metrics: bool) -> Metrics | None:
+    def _learn(self) -> None:
         config = self.learner.config
         if self.environment_steps < self.config.warmup_steps or not self.replay.can_sample(config.sequence_length):
-            return None
+            return
         self.update_debt += self.config.updates_per_step
         updates = int(self.update_debt)
         self.update_debt -= updates
         scale = 1.0 if self.return_scale is None else self.return_scale.scale
-        metrics = None
+        # Metrics are costly: measure only the update that is newest when the next row is written.
+        steps_to_row = -self.environment_steps % self.config.log_period
+        is_newest_at_row = self.update_debt + steps_to_row * self.config.updates_per_step < 1.0
         for index in range(updates):
             batch = self.replay.sample(self.rng, config.batch_sequences, config.sequence_length)
-            last = index == updates - 1
-            metrics = self.learner.update(normalize(batch, self.normalizer), scale, want_metrics and last)
-        return metrics
+            want_metrics = is_newest_at_row and index == updates - 1
+            metrics = self.learner.update(normalize(batch, self.normalizer), scale, want_metrics)
+            if metrics is not None:
+                self.latest_metrics = metrics._asdict()
 
     def _counters(self) -> dict[str, Any]:
         return {
@@ -187,14 +190,12 @@ class Trainer:
             "wall_time_s": round(self.wall_time_s, 3),
         }
 
-    def _log_metrics(self, writer: MetricsWriter, metrics: Metrics | None, steps_per_second: float) -> None:
-        row: dict[str, Any] = self._counters()
+    def _log_metrics(self, writer: MetricsWriter, steps_per_second: float) -> None:
+        row: dict[str, Any] = self._counters() | self.latest_metrics
         row["steps_per_second"] = round(steps_per_second, 1)
         if self.finished_returns:
             row["episode_return"] = float(np.mean(self.finished_returns))
             self.finished_returns.clear()
-        if metrics is not None:
-            row.update(metrics._asdict())
         writer.metrics(row)
 
     def save(self) -> None:
@@ -220,6 +221,7 @@ class Trainer:
             "update_debt": self.update_debt,
             "episode_return": self.episode_return,
             "finished_returns": list(self.finished_returns),
+            "latest_metrics": dict(self.latest_metrics),
             "wall_time_s": self.wall_time_s,
         }
 
@@ -237,5 +239,6 @@ class Trainer:
         self.update_debt = float(state["update_debt"])
         self.episode_return = float(state["episode_return"])
         self.finished_returns = list(state["finished_returns"])
+        self.latest_metrics = dict(state["latest_metrics"])
         self._wall_time_before = float(state["wall_time_s"])
         self._started = time.monotonic()

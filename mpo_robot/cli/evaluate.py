@@ -1,0 +1,83 @@
+"""`mpo-robot evaluate`: returns of a run's policy or of an ONNX file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from deploy.onnx_policy import OnnxPolicy
+from mpo_robot.acting import NumpyActor
+from mpo_robot.cli.settings import load_run_config
+from mpo_robot.errors import ConfigError
+from mpo_robot.evaluation import evaluate
+from mpo_robot.policy_io import load_policy
+from mpo_robot.run_folder import RunFolder
+from mpo_robot.specs import PolicySpec
+from mpo_robot.trainer import EVALUATION_SEED
+from mpo_robot.types import FloatArray
+from sim.config import EnvironmentConfig
+from sim.make import make_environment
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("policy", type=Path, metavar="RUN|POLICY.onnx", help="run folder or exported policy")
+    parser.add_argument("--episodes", type=int, default=10)
+    parser.add_argument("--task", help="task to roll out in (default: the task it was trained on)")
+    parser.add_argument("--randomization", type=Path, help="YAML file of a randomisation to evaluate under")
+    parser.add_argument("--seed", type=int, default=EVALUATION_SEED, help="seed of the first episode")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Execute the command."""
+    if args.episodes < 1:
+        raise ConfigError(f"--episodes must be at least 1, got {args.episodes}")
+    act, spec, trained_on = _load(args.policy)
+    task = args.task or trained_on
+    if not task:
+        raise ConfigError(f"{args.policy} does not say what task it was trained on: give --task")
+    environment_config = EnvironmentConfig(task=task)
+    if args.randomization is not None:
+        environment_config = replace(environment_config, randomization=args.randomization)
+    environment = make_environment(environment_config)
+    spec.require_same(environment.spec, "the policy", task)
+    result = evaluate(environment, act, args.episodes, args.seed)
+    environment.close()
+    summary = result.summary() | {"length_mean": float(result.lengths.mean()), "task": task}
+    if args.json:
+        print(json.dumps(summary))
+    else:
+        print(
+            f"{task}: return {summary['return_mean']:.1f} +- {summary['return_std']:.1f} "
+            f"(min {summary['return_min']:.1f}, max {summary['return_max']:.1f}) over {args.episodes} episodes "
+            f"of {summary['length_mean']:.0f} steps, mean action"
+        )
+    return 0
+
+
+def _load(path: Path) -> tuple[Callable[[FloatArray], FloatArray], PolicySpec, str]:
+    """Mean-action function, spec and training task of a run folder or an ONNX file."""
+    if path.is_dir():
+        folder = RunFolder(path)
+        folder.require()
+        config = load_run_config(folder.config_file)
+        loaded = load_policy(folder, config.learner)
+        actor, normalizer = NumpyActor(loaded.policy), loaded.normalizer
+
+        def act(observation: FloatArray) -> FloatArray:
+            return actor.distribution(observation if normalizer is None else normalizer(observation))[0]
+
+        return act, loaded.spec, config.environment.task
+    policy = OnnxPolicy(path)
+    rng = np.random.default_rng(0)
+    return (
+        lambda observation: policy.act(observation, stochastic=False, rng=rng).action,
+        policy.spec,
+        str(policy.metadata.get("training", {}).get("task", "")),
+    )

@@ -1,0 +1,33 @@
+"""`mpo-robot export`: write a run's policy as ONNX."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mpo_robot.cli.settings import load_run_config
+from mpo_robot.export import PARITY_TOLERANCE, export_policy
+from mpo_robot.policy_io import load_policy
+from mpo_robot.run_folder import RunFolder
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("run_folder", type=Path, metavar="RUN", help="run folder of a training")
+    parser.add_argument("-o", "--output", type=Path, default=Path("policy.onnx"), help="file to write")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Execute the command."""
+    folder = RunFolder(args.run_folder)
+    folder.require()
+    config = load_run_config(folder.config_file)
+    loaded = load_policy(folder, config.learner)
+    training = {**loaded.training, "task": config.environment.task, "seed": config.seed}
+    parity = export_policy(loaded.policy, loaded.normalizer, loaded.spec, args.output, training)
+    print(
+        f"Wrote {args.output}: torch and onnxruntime agree to {parity.max_abs_error:.2g} "
+        f"(allowed {PARITY_TOLERANCE:g}) on {parity.observations} observations."
+    )
+    print(f"Next: mpo-robot inspect {args.output}, or mpo-robot serve {args.output}")
+    return 0

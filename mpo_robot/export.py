@@ -1,0 +1,200 @@
+"""ONNX export with the normaliser and the command scaling inside, the spec in the metadata, and a parity gate.
+
+The file has one input, `obs` [batch, O] (raw observations), and two outputs in physical command units: `actions`
+[batch, A], the policy's mean clipped to the command bounds, and `stddev` [batch, A].
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from mpo_robot.errors import ExportError
+from mpo_robot.networks import GaussianPolicy
+from mpo_robot.normalization import RunningNormalizer
+from mpo_robot.specs import PolicySpec
+from mpo_robot.types import FloatArray
+
+METADATA_KEY = "mpo_robot"
+METADATA_SCHEMA_VERSION = 1
+PARITY_OBSERVATIONS = 1_000
+PARITY_TOLERANCE = 1e-5
+
+
+class ParityResult(NamedTuple):
+    """Largest absolute difference between torch and onnxruntime, in units of half the command range."""
+
+    max_abs_error: float
+    observations: int
+
+
+class ExportedPolicy(nn.Module):
+    """Normaliser, policy and command scaling as one graph: obs [batch, O] -> actions, stddev [batch, A]."""
+
+    def __init__(self, policy: GaussianPolicy, normalizer: RunningNormalizer | None, spec: PolicySpec) -> None:
+        super().__init__()
+        self.policy = policy
+        size = spec.observation_size
+        offset = np.zeros(size, np.float32) if normalizer is None else normalizer.offset
+        scale = np.ones(size, np.float32) if normalizer is None else normalizer.scale
+        self.clip = float("inf") if normalizer is None else normalizer.clip
+        for name, array in (
+            ("offset", offset),
+            ("scale", scale),
+            ("command_center", spec.command_center),
+            ("command_half_range", spec.command_half_range),
+        ):
+            self.register_buffer(name, torch.tensor(array))
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean command clipped to the bounds, and its standard deviation, in physical units."""
+        normalized = (obs - self.offset) * self.scale
+        if self.clip != float("inf"):
+            normalized = normalized.clamp(-self.clip, self.clip)
+        mean, stddev = self.policy(normalized)
+        actions = self.command_center + self.command_half_range * mean.clamp(-1.0, 1.0)
+        return actions, stddev * self.command_half_range
+
+
+def export_policy(
+    policy: GaussianPolicy,
+    normalizer: RunningNormalizer | None,
+    spec: PolicySpec,
+    path: Path,
+    training: dict[str, Any],
+) -> ParityResult:
+    """Write `path` if the exported graph agrees with torch on 1,000 observations, extremes included.
+
+    Args:
+        training: Anything that tells where the policy comes from (run folder, steps, task); goes into the metadata.
+
+    Raises:
+        ExportError: parity fails, or the file cannot be written; an existing file at `path` is then left as it was.
+    """
+    module = ExportedPolicy(policy, normalizer, spec).eval()
+    model = _to_onnx(module, spec.observation_size)
+    graph_hash = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+    observations = parity_observations(spec, normalizer)
+    parity = check_parity(module, model.SerializeToString(), observations, spec)
+    if not parity.max_abs_error <= PARITY_TOLERANCE:
+        raise ExportError(
+            f"torch and onnxruntime differ by {parity.max_abs_error:.3g} (allowed {PARITY_TOLERANCE:g}) on "
+            f"{parity.observations} observations; {path} was not written"
+        )
+    record = {
+        "schema_version": METADATA_SCHEMA_VERSION,
+        "spec": spec.to_dict(),
+        "spec_hash": spec.spec_hash,
+        "graph_hash": graph_hash,
+        "parity": {"max_abs_error": parity.max_abs_error, "observations": parity.observations},
+        "training": training,
+    }
+    _set_metadata(model, {METADATA_KEY: json.dumps(record)} | _mjlab_keys(spec, training))
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(model.SerializeToString(deterministic=True))
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ExportError(f"cannot write {path}: {error.strerror}") from error
+    return parity
+
+
+def parity_observations(spec: PolicySpec, normalizer: RunningNormalizer | None) -> FloatArray:
+    """[1000, O]: typical observations, and extremes far outside what was seen, at which clipping acts."""
+    rng = np.random.default_rng(0)
+    offset = 0.0 if normalizer is None else normalizer.offset
+    spread = 1.0 if normalizer is None else 1.0 / normalizer.scale
+    noise = rng.standard_normal((PARITY_OBSERVATIONS, spec.observation_size))
+    magnitude = np.ones((PARITY_OBSERVATIONS, 1))
+    magnitude[::10] = 10.0
+    magnitude[5::50] = 1e4
+    observations = offset + spread * magnitude * noise
+    observations[0] = 0.0
+    return observations.astype(np.float32)
+
+
+def check_parity(
+    module: ExportedPolicy, model_bytes: bytes, observations: FloatArray, spec: PolicySpec
+) -> ParityResult:
+    """Compare both outputs of torch and onnxruntime on raw observations [K, O]."""
+    with torch.inference_mode():
+        expected = [output.numpy() for output in module(torch.from_numpy(observations))]
+    session = onnxruntime.InferenceSession(model_bytes, providers=["CPUExecutionProvider"])
+    actual = session.run(["actions", "stddev"], {"obs": observations})
+    error = max(
+        float(np.max(np.abs(got - want) / spec.command_half_range)) for got, want in zip(actual, expected)
+    )
+    return ParityResult(error if np.isfinite(error) else float("inf"), len(observations))
+
+
+def _to_onnx(module: ExportedPolicy, observation_size: int) -> onnx.ModelProto:
+    example = torch.zeros(2, observation_size)
+    with _quiet():
+        program = torch.onnx.export(
+            module,
+            (example,),
+            input_names=["obs"],
+            output_names=["actions", "stddev"],
+            dynamic_shapes={"obs": {0: torch.export.Dim("batch", min=1, max=65536)}},
+            dynamo=True,
+            opset_version=18,
+            verbose=False,
+        )
+    if program is None:
+        raise ExportError("torch.onnx.export returned nothing")
+    model = program.model_proto
+    for graph_node in model.graph.node:  # file names and stack traces of the exporting machine
+        del graph_node.metadata_props[:]
+        graph_node.doc_string = ""
+    onnx.checker.check_model(model)
+    return model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints progress and warns about its own internals."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels):
+                logger.setLevel(level)
+
+
+def _set_metadata(model: onnx.ModelProto, entries: dict[str, str]) -> None:
+    del model.metadata_props[:]
+    for key, value in entries.items():
+        model.metadata_props.add(key=key, value=value)
+
+
+def _mjlab_keys(spec: PolicySpec, training: dict[str, Any]) -> dict[str, str]:
+    """The keys that mjlab writes, as far as they apply, as comma-separated text at full precision."""
+    names = [
+        term.name if term.size == 1 else f"{term.name}_{index}" for term in spec.command for index in range(term.size)
+    ]
+    return {
+        "joint_names": ",".join(names),
+        "observation_names": ",".join(term.name for term in spec.observation),
+        "action_scale": ",".join(repr(float(value)) for value in spec.command_half_range),
+        "run_path": str(training.get("run", "")),
+    }

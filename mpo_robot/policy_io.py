@@ -1,0 +1,55 @@
+"""Load the newest policy of a run folder: of its training, or of what was learnt from real logs since."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from mpo_robot.checkpoint import list_checkpoints, load_checkpoint
+from mpo_robot.learner import Learner
+from mpo_robot.mpo_config import LearnerConfig
+from mpo_robot.networks import GaussianPolicy
+from mpo_robot.normalization import RunningNormalizer
+from mpo_robot.run_folder import RunFolder
+from mpo_robot.specs import PolicySpec
+
+
+class LoadedPolicy(NamedTuple):
+    """A trained policy with what is needed to use it."""
+
+    policy: GaussianPolicy
+    normalizer: RunningNormalizer | None
+    spec: PolicySpec
+    training: dict[str, Any]
+
+
+def load_policy(folder: RunFolder, config: LearnerConfig) -> LoadedPolicy:
+    """The online policy of the newest checkpoint, `RUN/learn/` included.
+
+    Raises:
+        ConfigError: no run, no checkpoint, or an unreadable one.
+    """
+    spec = folder.spec()
+    state, _ = load_checkpoint(folder.checkpoints)
+    if list_checkpoints(folder.learn_checkpoints):
+        learnt, _ = load_checkpoint(folder.learn_checkpoints)
+        if learnt["environment_steps"] >= state["environment_steps"]:
+            state = learnt
+    learner = Learner(spec.observation_size, spec.action_size, config, seed=0)
+    learner.load_state_dict(state["learner"])
+    normalizer = normalizer_from_state(state["normalizer"], spec.observation_size)
+    training = {
+        "run": str(folder.path),
+        "environment_steps": state["environment_steps"],
+        "learner_steps": state["learner"]["learner_steps"],
+        "real_steps": state.get("real_steps", 0),
+    }
+    return LoadedPolicy(learner.online_policy, normalizer, spec, training)
+
+
+def normalizer_from_state(state: dict[str, Any] | None, size: int) -> RunningNormalizer | None:
+    """Rebuild a checkpoint's normaliser, or None if the run has none."""
+    if state is None:
+        return None
+    normalizer = RunningNormalizer(size)
+    normalizer.load_state_dict(state)
+    return normalizer
