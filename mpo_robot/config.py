@@ -148,6 +148,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         return _convert_union(arguments, value, path)
     if origin is typing.Literal:
+        if isinstance(value, bool) and value not in arguments:
+            value = "on" if value else "off"  # YAML 1.1 reads the words on and off as booleans
         if value not in arguments:
             raise ConfigError(f"{path} must be one of {', '.join(map(str, arguments))}; got {value!r}")
         return value

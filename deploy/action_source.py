@@ -1,0 +1,119 @@
+"""Where actions come from: a policy server, or the policy file in this process. One interface for the control loop."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from deploy.client import PolicyClient
+from deploy.onnx_policy import OnnxPolicy, PolicyError
+from deploy.timing import Clock
+
+FloatArray = npt.NDArray[np.float32]
+_POLL_NS = 2_000_000
+
+
+class Action(NamedTuple):
+    """A normalised action [A] as sampled, its log density in nats (NaN if none) and the version that chose it."""
+
+    action: FloatArray
+    log_prob: float
+    policy_version: str
+
+
+class ActionSource(Protocol):
+    """Something that acts. Used by the thread of the control loop."""
+
+    def begin_episode(self, episode_id: str) -> str:
+        """Get ready for an episode; returns the policy version that will act. May block, may raise MpoRobotError."""
+        ...
+
+    def act(self, observation: FloatArray, step_index: int, deadline_ns: int) -> Action | None:
+        """Action for an observation [O]; None if there is none by the deadline. Never raises for a bad policy."""
+        ...
+
+    def maintain(self) -> None:
+        """Called once per period after the command was sent: keep or regain the connection. Never blocks."""
+        ...
+
+    def close(self) -> None:
+        """Release everything. May be called twice."""
+        ...
+
+
+class LocalSource:
+    """Acts with a policy file in this process.
+
+    Args:
+        policy: The loaded file.
+        stochastic: Sample, and log the density; otherwise act with the mean.
+        seed: Of the sampling.
+    """
+
+    def __init__(self, policy: OnnxPolicy, stochastic: bool, seed: int | None = None) -> None:
+        self._policy = policy
+        self._stochastic = stochastic
+        self._rng = np.random.default_rng(seed)
+
+    def begin_episode(self, episode_id: str) -> str:
+        """The file's version."""
+        return self._policy.policy_version
+
+    def act(self, observation: FloatArray, step_index: int, deadline_ns: int) -> Action | None:
+        """Action of the file; inference takes well under a period, so the deadline is not looked at."""
+        try:
+            result = self._policy.act(observation, self._stochastic, self._rng)
+        except PolicyError:
+            return None
+        return Action(result.action, result.log_prob, self._policy.policy_version)
+
+    def maintain(self) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+class ServerSource:
+    """Acts through a policy server.
+
+    Args:
+        client: Not yet connected, or connected.
+        timeout_s: For the handshake at the start of an episode.
+        clock: Of the deadlines.
+        patient: Wait for a lost server until the deadline instead of giving up at once. For simulated robots whose
+            time stands still meanwhile.
+    """
+
+    def __init__(self, client: PolicyClient, timeout_s: float, clock: Clock, patient: bool = False) -> None:
+        self._client = client
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._patient = patient
+
+    def begin_episode(self, episode_id: str) -> str:
+        """Handshake; the server pins its policy for this episode."""
+        return self._client.begin_episode(episode_id, self._timeout_s)
+
+    def act(self, observation: FloatArray, step_index: int, deadline_ns: int) -> Action | None:
+        """Action of the server, waiting no longer than the deadline."""
+        reply = self._client.act(observation, step_index, deadline_ns)
+        while reply is None and self._patient and self._clock.monotonic_ns() < deadline_ns:
+            self._clock.sleep_until(min(self._clock.monotonic_ns() + _POLL_NS, deadline_ns))
+            if self._client.reconnect_if_needed():
+                reply = self._client.act(observation, step_index, deadline_ns)
+        if reply is None:
+            return None
+        log_prob = math.nan if reply.log_prob is None else reply.log_prob
+        return Action(reply.action, log_prob, reply.policy_version)
+
+    def maintain(self) -> None:
+        """Answer heartbeats, or try to get a lost server back."""
+        self._client.reconnect_if_needed()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()

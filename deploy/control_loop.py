@@ -1,0 +1,109 @@
+"""`ControlLoop`: episodes of one robot at a fixed rate. However an episode ends, the robot is stopped first.
+
+`Robot.stop` is called before anything that could block, such as closing the log.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from deploy.episode_runner import EpisodeRunner
+from deploy.loop_parts import EndReason, LoopParts
+from deploy.loop_statistics import LoopStatistics
+from deploy.robot import Robot
+from deploy.safety import TermWatch, compile_limits
+from deploy.stopping import Watchdog, stop_robot
+from deploy.timing import steady_interpreter
+from mpo_robot.errors import ConfigError
+
+
+class EpisodeResult(NamedTuple):
+    """Outcome of one episode.
+
+    Attributes:
+        episode_id: Its name.
+        steps: Completed steps.
+        undiscounted_return: Sum of the known rewards.
+        reason: Why it ended.
+        detail: The reason in words, for faults.
+        policy_version: Version that was to act when it began.
+        statistics: Timing and counters.
+        log_error: Why logging failed, or empty.
+    """
+
+    episode_id: str
+    steps: int
+    undiscounted_return: float
+    reason: EndReason
+    detail: str
+    policy_version: str
+    statistics: LoopStatistics
+    log_error: str
+
+
+class ControlLoop:
+    """Runs episodes on one connected robot, in one thread."""
+
+    def __init__(self, robot: Robot, parts: LoopParts) -> None:
+        """Check that the configuration fits the robot.
+
+        Raises:
+            ConfigError: limits that name unknown terms, a ladder with `local` but no policy, a too short watchdog.
+        """
+        self._robot = robot
+        self._parts = parts
+        self._limits = compile_limits(parts.safety, robot.spec)
+        TermWatch(parts.safety, robot.spec)
+        if parts.fallback.needs_local_policy and parts.local is None:
+            raise ConfigError(
+                "fallback.ladder has the rung `local`, which needs a policy file in this process: "
+                "set policy_path, or take the rung out"
+            )
+        if parts.loop.is_real_time and 0 < parts.loop.watchdog_s <= 2 * robot.spec.control_dt:
+            raise ConfigError(
+                f"loop.watchdog_s must be 0 or longer than two periods of {robot.spec.control_dt} s, "
+                f"got {parts.loop.watchdog_s}"
+            )
+
+    def run_episode(self, episode_id: str, seed: int | None = None) -> EpisodeResult:
+        """Run one episode to its end. The robot is stopped when this returns or raises.
+
+        Raises:
+            MpoRobotError: the policy server cannot be reached or refuses; the log cannot be created.
+            Exception: whatever the robot's driver raised.
+        """
+        version = self._parts.source.begin_episode(episode_id)
+        try:
+            first = self._robot.start_episode(seed)
+            runner = EpisodeRunner(self._robot, self._parts, self._limits, episode_id, first)
+            reason, detail, log_error = self._run(runner)
+        finally:
+            stop_robot(self._robot)
+        return EpisodeResult(
+            episode_id=episode_id,
+            steps=runner.completed,
+            undiscounted_return=runner.total_reward,
+            reason=reason,
+            detail=detail,
+            policy_version=version,
+            statistics=runner.statistics,
+            log_error=log_error,
+        )
+
+    def _run(self, runner: EpisodeRunner) -> tuple[EndReason, str, str]:
+        """(reason, detail, log error). Whatever happens: first the robot is stopped, then the log is closed."""
+        loop, label, detail, log_error = self._parts.loop, "error", "", ""
+        watchdog = Watchdog(self._robot, loop.watchdog_s if loop.is_real_time else 0.0)
+        try:
+            with steady_interpreter(), watchdog:
+                reason, detail = runner.run(watchdog)
+            label = reason.value
+        except BaseException as error:
+            detail = repr(error)
+            raise
+        finally:
+            try:
+                stop_robot(self._robot)
+            finally:
+                log_error = runner.close_log(label, detail)
+        return reason, detail, log_error

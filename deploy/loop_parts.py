@@ -1,0 +1,102 @@
+"""What a control loop is configured with and made of, and how an episode can end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Literal
+
+from deploy.action_source import ActionSource
+from deploy.fallback import FallbackConfig
+from deploy.log_writer import EpisodeLogWriter
+from deploy.observation_checks import ObservationConfig
+from deploy.robot import Measurement
+from deploy.safety import SafetyConfig
+from deploy.timing import Clock, SystemClock
+from mpo_robot.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """Timing of the control loop.
+
+    Attributes:
+        pace: `real_time` keeps the schedule; `fast` never sleeps, for simulated robots only.
+        deadline: When an action must have come, as a fraction of the period after the tick was due.
+        fast_timeout_s: Deadline in the fast pace, seconds after asking.
+        late_tolerance: How late a tick may start, as a fraction of the period, before whole periods are skipped.
+        spin_s: Busy-wait this long before each tick for exacter starts; uses that share of a core.
+        max_steps: Cut each episode after this many steps; 0 leaves its end to the robot.
+        watchdog_s: Stop the robot from a second thread if a tick takes longer than this, because a driver call does
+            not return; 0 turns it off. Real-time pace only.
+    """
+
+    pace: Literal["real_time", "fast"] = "real_time"
+    deadline: float = 0.5
+    fast_timeout_s: float = 1.0
+    late_tolerance: float = 0.1
+    spin_s: float = 0.0
+    max_steps: int = 0
+    watchdog_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.deadline <= 1.0:
+            raise ConfigError(f"loop.deadline must be in (0, 1] periods, got {self.deadline}")
+        if not 0.0 <= self.late_tolerance < 1.0:
+            raise ConfigError(f"loop.late_tolerance must be in [0, 1) periods, got {self.late_tolerance}")
+        if self.fast_timeout_s <= 0 or min(self.spin_s, self.max_steps, self.watchdog_s) < 0:
+            raise ConfigError("loop: fast_timeout_s must be positive; spin_s, max_steps, watchdog_s not negative")
+
+    @property
+    def is_real_time(self) -> bool:
+        """Whether the schedule follows the clock."""
+        return self.pace == "real_time"
+
+
+class EndReason(str, Enum):
+    """Why an episode ended."""
+
+    TERMINATED = "terminated"
+    TRUNCATED = "truncated"
+    MAX_STEPS = "max_steps"
+    OPERATOR = "operator"  # a stop was asked for
+    FALLBACK = "fallback"  # the ladder reached its last rung
+    SAFETY = "safety"  # a limit or an observation check with mode `stop`
+    WATCHDOG = "watchdog"  # a tick took too long
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether something went wrong."""
+        return self in (EndReason.FALLBACK, EndReason.SAFETY, EndReason.WATCHDOG)
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class LoopParts:
+    """What a control loop is made of besides the robot.
+
+    Attributes:
+        source: Where actions come from.
+        local: In-process policy for the `local` rung, if the ladder has it.
+        loop: Timing.
+        safety: Limits.
+        observation: Checks of readings.
+        fallback: The ladder.
+        open_log: Called with (episode id, first reading) for the log of an episode; None: no log.
+        should_stop: Polled once per tick; True ends the episode cleanly.
+        clock: Source of time.
+    """
+
+    source: ActionSource
+    local: ActionSource | None = None
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
+    observation: ObservationConfig = field(default_factory=ObservationConfig)
+    fallback: FallbackConfig = field(default_factory=FallbackConfig)
+    open_log: Callable[[str, Measurement], EpisodeLogWriter] | None = None
+    should_stop: Callable[[], bool] = _never
+    clock: Clock = field(default_factory=SystemClock)

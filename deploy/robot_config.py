@@ -1,0 +1,209 @@
+"""`RobotConfig`: the YAML of `mpo-robot run-robot`, and what is built from it apart from the robot itself."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from deploy.action_source import ActionSource, LocalSource, ServerSource
+from deploy.client import PolicyClient
+from deploy.fallback import FallbackConfig
+from deploy.log_writer import EpisodeLogWriter, LogConfig
+from deploy.loop_parts import LoopConfig, LoopParts
+from deploy.observation_checks import ObservationConfig
+from deploy.onnx_policy import OnnxPolicy
+from deploy.robot import Measurement, Robot, RobotError
+from deploy.safety import SafetyConfig
+from deploy.security import ClientSecurity
+from deploy.timing import Clock, SystemClock
+from mpo_robot.errors import ConfigError
+from mpo_robot.specs import PolicySpec
+
+
+@dataclass(frozen=True)
+class RobotSection:
+    """Which robot.
+
+    Attributes:
+        kind: `simulated`, or `module` for a driver of your own.
+        name: For people and for the names of log files; letters, digits and `._-`.
+        module: `package.module:Factory` of a driver; called with `options` as keyword arguments, it returns an object
+            with the members of `deploy.robot.Robot`.
+        options: Settings of the simulated robot or of the driver.
+    """
+
+    kind: Literal["simulated", "module"]
+    name: str = "robot"
+    module: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kind == "module" and self.module.count(":") != 1:
+            raise ConfigError(f"robot.module must look like package.module:Factory, got {self.module!r}")
+
+
+@dataclass(frozen=True)
+class ServerSection:
+    """Where the policy server is.
+
+    Attributes:
+        endpoint: `tcp://HOST:PORT` or `ipc://PATH`.
+        timeout_s: For the handshake before each episode.
+        secret_key: This robot's NAME.key_secret; both key files are needed off loopback.
+        server_key: The server's public NAME.key.
+    """
+
+    endpoint: str = "tcp://127.0.0.1:5555"
+    timeout_s: float = 5.0
+    secret_key: Path | None = None
+    server_key: Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.secret_key is None) != (self.server_key is None):
+            raise ConfigError("server.secret_key and server.server_key go together: give both or none")
+        if self.timeout_s <= 0:
+            raise ConfigError(f"server.timeout_s must be positive, got {self.timeout_s}")
+
+    @property
+    def security(self) -> ClientSecurity | None:
+        """Keys, if given."""
+        if self.secret_key is None or self.server_key is None:
+            return None
+        return ClientSecurity(self.secret_key, self.server_key)
+
+
+@dataclass(frozen=True)
+class RobotConfig:
+    """Everything `mpo-robot run-robot` needs.
+
+    Attributes:
+        robot: Which robot.
+        policy: `server` asks a policy server; `local` acts with `policy_path` in this process, without a server.
+        policy_path: ONNX policy for `policy: local` and for the `local` rung of the ladder.
+        stochastic: Whether the policy in this process samples. A server decides for itself.
+        episodes: How many to run; 0 runs until stopped.
+        seed: Of the robot's start states and of local sampling; episode i gets seed + i.
+        server: Where the policy server is.
+        loop: Timing.
+        safety: Limits.
+        observation: Checks of readings.
+        fallback: What happens without an action.
+        log: Where and how episodes are logged.
+    """
+
+    robot: RobotSection
+    policy: Literal["server", "local"] = "server"
+    policy_path: Path | None = None
+    stochastic: bool = True
+    episodes: int = 1
+    seed: int | None = None
+    server: ServerSection = field(default_factory=ServerSection)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
+    observation: ObservationConfig = field(default_factory=ObservationConfig)
+    fallback: FallbackConfig = field(default_factory=FallbackConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        if self.episodes < 0:
+            raise ConfigError(f"episodes must not be negative, got {self.episodes}")
+        if self.policy_path is None and (self.policy == "local" or self.fallback.needs_local_policy):
+            user = "policy: local" if self.policy == "local" else "the `local` rung of fallback.ladder"
+            raise ConfigError(f"{user} needs policy_path (or --policy FILE.onnx): the policy file to act with")
+
+
+def load_driver(section: RobotSection) -> Robot:
+    """Robot from `package.module:Factory`; modules in the working directory are found.
+
+    Raises:
+        RobotError: it cannot be imported, or the factory does not take the options.
+    """
+    module_name, _, factory_name = section.module.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        factory: Callable[..., Robot] = getattr(importlib.import_module(module_name), factory_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise RobotError(f"robot.module {section.module!r} cannot be imported: {error}") from error
+    try:
+        return factory(**section.options)
+    except TypeError as error:
+        raise RobotError(f"robot.module {section.module!r} does not take robot.options: {error}") from error
+
+
+def build_parts(config: RobotConfig, spec: PolicySpec, should_stop: Callable[[], bool]) -> tuple[LoopParts, str]:
+    """Parts of the control loop, and a line that says who acts. Connects to the server, so that a wrong one is refused
+    before the robot moves.
+
+    Raises:
+        MpoRobotError: a policy that does not fit the robot, no server, or a log directory that cannot be written.
+    """
+    clock = SystemClock(round(config.loop.spin_s * 1e9))
+    local = None
+    if config.policy_path is not None:
+        policy = OnnxPolicy(config.policy_path)
+        spec.require_same(policy.spec, "the robot", f"policy {config.policy_path}")
+        local = LocalSource(policy, config.stochastic, config.seed)
+    if config.policy == "local" and local is not None:
+        source: ActionSource = local
+        line = f"policy {config.policy_path} in this process"
+    else:
+        source, line = _server_source(config, spec, clock)
+    parts = LoopParts(
+        source=source,
+        local=local,
+        loop=config.loop,
+        safety=config.safety,
+        observation=config.observation,
+        fallback=config.fallback,
+        open_log=_log_opener(config, spec, clock),
+        should_stop=should_stop,
+        clock=clock,
+    )
+    return parts, line
+
+
+def _server_source(config: RobotConfig, spec: PolicySpec, clock: Clock) -> tuple[ServerSource, str]:
+    server = config.server
+    client = PolicyClient(server.endpoint, spec, security=server.security, clock=clock.monotonic_ns)
+    try:
+        welcome = client.connect(server.timeout_s)
+    except BaseException:
+        client.close()
+        raise
+    mode = "stochastic" if welcome.stochastic else "deterministic"
+    line = f"policy server {server.endpoint}, version {welcome.policy_version[:12]}, {mode}"
+    return ServerSource(client, server.timeout_s, clock, patient=not config.loop.is_real_time), line
+
+
+def _log_opener(
+    config: RobotConfig, spec: PolicySpec, clock: Clock
+) -> Callable[[str, Measurement], EpisodeLogWriter] | None:
+    if not config.log.directory:
+        return None
+    directory = Path(config.log.directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make the log directory {directory}: {error.strerror}") from error
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise ConfigError(f"the log directory {directory} cannot be written")
+
+    def open_log(episode_id: str, first: Measurement) -> EpisodeLogWriter:
+        return EpisodeLogWriter(
+            directory,
+            spec,
+            episode_id,
+            robot=config.robot.name,
+            info=first.info,
+            monotonic_ns=first.monotonic_ns,
+            wall_time_ns=clock.wall_time_ns(),
+            config=config.log,
+        )
+
+    return open_log

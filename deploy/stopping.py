@@ -1,0 +1,103 @@
+"""Ways to stop: operator signals, a watchdog for calls that do not return, and the stop command itself."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+from deploy.robot import Robot
+
+STOP_ATTEMPTS = 3
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def stop_robot(robot: Robot) -> None:
+    """Call `robot.stop`, again if it raises.
+
+    Raises:
+        Exception: what the last attempt raised. Nothing else can be done from software then.
+    """
+    for attempt in range(STOP_ATTEMPTS):
+        try:
+            robot.stop()
+            return
+        except Exception:
+            if attempt == STOP_ATTEMPTS - 1:
+                raise
+
+
+class StopSignals:
+    """Context in which Ctrl-C, SIGTERM and SIGHUP (a lost terminal) ask for a clean stop instead of ending the process.
+
+    The control loop polls `requested` once per tick. As long as nobody has, a second signal raises KeyboardInterrupt
+    at once, for a program that hangs outside the loop; afterwards further signals are ignored, because the stop that
+    is under way must not be interrupted. Outside the main thread the context does nothing.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._noticed = False
+        self._previous: dict[int, Any] = {}
+
+    def requested(self) -> bool:
+        """Whether a stop was asked for."""
+        if self._count > 0:
+            self._noticed = True
+        return self._noticed
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._count += 1
+        if self._count > 1 and not self._noticed:
+            raise KeyboardInterrupt
+
+
+class Watchdog:
+    """Context that stops the robot from a second thread if `feed` is not called for `timeout_s`; 0 does nothing.
+
+    It helps against driver calls that block, not against one that also keeps the interpreter locked.
+    """
+
+    def __init__(self, robot: Robot, timeout_s: float) -> None:
+        self._robot = robot
+        self._timeout_s = timeout_s
+        self._fed = time.monotonic()
+        self._done = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.fired = False
+
+    def feed(self) -> None:
+        """A sign of life of the control loop."""
+        self._fed = time.monotonic()
+
+    def __enter__(self) -> Watchdog:
+        if self._timeout_s > 0:
+            self.feed()
+            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._done.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(max(0.001, self._fed + self._timeout_s - time.monotonic())):
+            if time.monotonic() - self._fed > self._timeout_s:
+                self.fired = True
+                with contextlib.suppress(Exception):  # the loop's own stop follows, if its thread ever comes back
+                    stop_robot(self._robot)
+                return
