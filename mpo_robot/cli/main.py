@@ -34,7 +34,7 @@ def build_parser(chosen: str | None) -> argparse.ArgumentParser:
         if name == chosen:
             module = importlib.import_module(f"mpo_robot.cli.{name.replace('-', '_')}")
             module.add_arguments(subparser)
-            subparser.set_defaults(run=module.run)
+            subparser.set_defaults(execute=module.run)
     return parser
 
 
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
-        return int(namespace.run(namespace) or 0)
+        return int(namespace.execute(namespace) or 0)
     except MpoRobotError as error:
         print(f"mpo-robot {namespace.command}: {error}", file=sys.stderr)
         return 2

@@ -1,0 +1,131 @@
+"""Training through the CLI's own code: resume repeats the uninterrupted run, Ctrl-C saves, bad input is refused."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mpo_robot.cli.main import main
+from mpo_robot.cli.settings import load_run_config
+from mpo_robot.cli.train import make_trainer
+from mpo_robot.run_folder import RunFolder
+
+SMALL = {
+    "environment": {"task": "dm_control:cartpole-swingup", "time_limit_s": 0.5},
+    "training": {
+        "total_steps": 240,
+        "warmup_steps": 50,
+        "updates_per_step": 0.75,
+        "evaluation_period": 60,
+        "evaluation_episodes": 1,
+        "log_period": 20,
+        "checkpoint_period": 1000,
+        "replay_capacity": 150,
+    },
+    "learner": {
+        "batch_sequences": 4,
+        "sequence_length": 3,
+        "policy": {"hidden_sizes": [16]},
+        "critic": {"hidden_sizes": [16]},
+        "mpo": {"num_samples": 4},
+        "target_update_period": 10,
+        "target_update_rate": None,
+    },
+}
+
+
+def rows(path):
+    with path.open() as stream:
+        return [{k: v for k, v in row.items() if "wall" not in k and "per_second" not in k} for row in csv.DictReader(stream)]
+
+
+def start(folder, overrides=()):
+    config = load_run_config(SMALL, overrides)
+    return make_trainer(config, RunFolder(folder))
+
+
+@pytest.mark.parametrize("stop_at", [97, 151, 200])
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, stop_at):
+    whole = start(tmp_path / "whole")
+    whole.run()
+    first = start(tmp_path / "parts", [f"training.total_steps={stop_at}"])
+    first.run()
+    # The folder keeps the short total; continue it to the full one.
+    config = load_run_config(SMALL)
+    second = make_trainer(config, RunFolder(tmp_path / "parts"), resume=True)
+    assert second.environment_steps == stop_at
+    second.run()
+    for name in ("metrics.csv", "evaluations.csv"):
+        assert rows(tmp_path / "whole" / name) == rows(tmp_path / "parts" / name)
+    left, right = whole.learner.state_dict(), second.learner.state_dict()
+    for name in ("policy", "critic", "target_policy", "target_critic", "duals", "generator"):
+        assert left[name].equal(right[name]), name
+    assert whole.normalizer.state_dict() == second.normalizer.state_dict()
+    assert whole.return_scale.state_dict() == second.return_scale.state_dict()
+    assert (whole.replay._rows == second.replay._rows).all()
+
+
+def test_metrics_after_a_crash_are_not_repeated(tmp_path):
+    run = start(tmp_path / "run", ["training.checkpoint_period=100", "training.total_steps=180"])
+    run.save = lambda: run.environment_steps == 100 and type(run).save(run)  # the save at the end is lost
+    run.run()
+    resumed = make_trainer(load_run_config(SMALL), RunFolder(tmp_path / "run"), resume=True)
+    assert resumed.environment_steps == 100
+    resumed.run()
+    steps = [int(row["environment_steps"]) for row in rows(tmp_path / "run" / "metrics.csv")]
+    assert steps == list(range(20, 241, 20))
+
+
+def test_same_seed_same_metrics_other_seed_other_metrics(tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        start(tmp_path / name, [f"seed={seed}", "training.total_steps=120"]).run()
+    assert rows(tmp_path / "a" / "metrics.csv") == rows(tmp_path / "b" / "metrics.csv")
+    assert rows(tmp_path / "a" / "metrics.csv") != rows(tmp_path / "c" / "metrics.csv")
+
+
+def test_ctrl_c_saves_and_stops_cleanly(tmp_path):
+    config = tmp_path / "small.yaml"
+    config.write_text("environment: {task: 'dm_control:cartpole-swingup'}\n")
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "mpo_robot.cli.main", "train", "--config", str(config), "--run", str(run), "--quiet"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    try:
+        deadline = time.monotonic() + 60
+        while not (run / "metrics.csv").exists() or len((run / "metrics.csv").read_text().splitlines()) < 2:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0
+    assert "Continue: mpo-robot train --resume" in output
+    assert list((run / "checkpoints").glob("step_*/state.pt"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["train"], "--config"),
+        (["train", "--config", "no_such.yaml"], "no_such.yaml"),
+        (["train", "--resume", "no_such_run"], "no_such_run"),
+        (["export", "no_such_run"], "no_such_run"),
+    ],
+)
+def test_bad_input_exits_with_2_and_says_why(arguments, text, capsys):
+    assert main(arguments) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_unknown_keys_are_refused_with_a_suggestion(tmp_path, capsys):
+    config = tmp_path / "typo.yaml"
+    config.write_text("environment: {task: 'dm_control:cartpole-swingup'}\nlearner: {mpo: {num_sample: 3}}\n")
+    assert main(["train", "--config", str(config), "--run", str(tmp_path / "run")]) == 2
+    assert "did you mean learner.mpo.num_samples?" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
