@@ -24,10 +24,10 @@ class MPOConfig:
         init_alpha_stddev: Initial multiplier of the standard deviation's KL.
     """
 
-    num_samples: int = 10
+    num_samples: int = 6
     epsilon: float = 0.1
-    epsilon_mean: float = 0.0025
-    epsilon_stddev: float = 1e-5
+    epsilon_mean: float = 0.01
+    epsilon_stddev: float = 1e-4
     per_dim_constraining: bool = True
     action_penalization: bool = True
     epsilon_penalty: float = 0.001
@@ -76,13 +76,13 @@ class LearnerConfig:
     discount: float = 0.99
     retrace_lambda: float = 0.95
     sequence_length: int = 8
-    batch_sequences: int = 32
-    learning_rate_policy: float = 3e-4
-    learning_rate_critic: float = 3e-4
+    batch_sequences: int = 16
+    learning_rate_policy: float = 1e-3
+    learning_rate_critic: float = 1e-3
     learning_rate_duals: float = 1e-2
     grad_clip_norm: float | None = 40.0
-    target_update_period: int | None = 100
-    target_update_rate: float | None = None
+    target_update_period: int | None = None
+    target_update_rate: float | None = 0.02
     return_scale_bound: float | None = 5.0
 
     def __post_init__(self) -> None:
