@@ -235,11 +235,14 @@ def _replace(target: Path, data: bytes) -> None:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-    directory = os.open(target.parent, os.O_RDONLY)
     try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+        directory = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:  # the new content is there; only a power cut could still bring the old one back
+        _log.warning("%s was replaced, but its directory could not be synced: %s", target, error)
 
 
 def _ends_with_newline(path: Path) -> bool:

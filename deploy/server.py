@@ -6,8 +6,10 @@ No frame, however malformed, ends the loop: it is counted, and answered with an 
 from __future__ import annotations
 
 import logging
+import socket as sockets
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import zmq
 
@@ -33,7 +35,7 @@ class PolicyServer:
     """Serves the policies of a registry. Everything but `stop` belongs to the thread that runs `serve_forever`.
 
     Attributes:
-        endpoint: Where it is reachable, with the real port.
+        endpoint: Where it is reachable, with the real port; empty once closed.
         statistics: Counters.
         store: The loaded policies.
         handler: Sessions and rules.
@@ -60,10 +62,12 @@ class PolicyServer:
         self._stopping = False
         self._next_look_ns = 0
         self._authenticator = None
+        self.endpoint = ""  # until it is bound
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         try:
             self._configure()
+            _require_free(self.config.endpoint)
             self._socket.bind(self.config.endpoint)
         except zmq.ZMQError as error:
             self.close()
@@ -101,6 +105,9 @@ class PolicyServer:
         """Close the socket and stop the threads. May be called twice."""
         self._stopping = True
         self._socket.close(linger=0)
+        if self.endpoint.startswith("ipc:///"):
+            Path(self.endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
+        self.endpoint = ""
         if self._authenticator is not None:
             self._authenticator.stop()
             self._authenticator = None
@@ -163,3 +170,23 @@ class PolicyServer:
             self._socket.send_multipart([identity, protocol.encode(message)], zmq.NOBLOCK)
         except zmq.ZMQError as error:
             _log.debug("could not send: %s", error)
+
+
+def _require_free(endpoint: str) -> None:
+    """ZeroMQ takes an ipc path over from a living server without a word; two servers of one path must not happen.
+
+    Raises:
+        ConfigError: something answers on the path, or it is a file that is not a socket.
+    """
+    path = Path(endpoint.removeprefix("ipc://"))
+    if not endpoint.startswith("ipc://") or not path.exists():
+        return
+    if not path.is_socket():
+        raise ConfigError(f"cannot serve on {endpoint}: {path} exists and is not a socket")
+    with sockets.socket(sockets.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return  # left behind by a server that died
+    raise ConfigError(f"cannot serve on {endpoint}: another server is running there")

@@ -1,0 +1,335 @@
+"""The server's rules, without a socket and on a clock that the test moves."""
+
+import logging
+import math
+import time
+
+import numpy as np
+import pytest
+
+from deploy import protocol
+from deploy.handler import RequestHandler
+from deploy.onnx_policy import OnnxPolicy, PolicyError, gaussian_log_prob
+from deploy.policy_store import PolicyStore
+from deploy.protocol import ActReply, ActRequest, BeginEpisode, EpisodeReady, Error, Hello, Ping, Pong, Welcome
+from deploy.registry import PolicyRegistry
+from deploy.server_config import ServerConfig, ServerStatistics
+from deploy.sessions import episode_rng
+from mpo_robot.errors import ConfigError
+from tests.support.onnx_files import small_spec, write_linear_policy
+
+SPEC = small_spec()
+A, B = b"client-a", b"client-b"
+
+
+class Bench:
+    """A handler on a registry, with shorthand for what clients say."""
+
+    def __init__(self, tmp_path, **settings):
+        self.folder = tmp_path
+        self.registry = PolicyRegistry(tmp_path / "registry")
+        self.version = self.publish(0.0)
+        self.now_ns = 0
+        self.statistics = ServerStatistics()
+        self.store = PolicyStore(self.registry)
+        self.handler = RequestHandler(self.store, ServerConfig(**settings), self.statistics, lambda: self.now_ns)
+        self.count = 0
+
+    def publish(self, bias, **kwargs):
+        return self.registry.publish(write_linear_policy(self.folder / f"{bias}.onnx", SPEC, bias=bias, **kwargs))
+
+    def header(self, spec=SPEC):
+        self.count += 1
+        return protocol.header(spec.spec_hash, self.count, -5)
+
+    def ask(self, identity, message):
+        """Reply to a message, waiting for a policy that is being loaded."""
+        reply = self.handler.handle(identity, message, received_ns=self.now_ns)
+        give_up = time.monotonic() + 20
+        while reply is None:
+            reply = dict(self.handler.finish()).get(identity)
+            assert time.monotonic() < give_up
+        assert reply.request_id == message.request_id
+        return reply
+
+    def hello(self, identity, client_id=None, spec=SPEC):
+        text = protocol.encode_spec(spec)
+        return self.ask(identity, Hello(**self.header(spec), client_id=client_id or identity.decode(), spec_json=text))
+
+    def begin(self, identity, episode_id="e", step_index=0, resume=None):
+        message = BeginEpisode(
+            **self.header(), episode_id=episode_id, step_index=step_index, resume_policy_version=resume
+        )
+        return self.ask(identity, message)
+
+    def act(self, identity, observation=(0.0, 0.0, 0.0), step_index=0, spec=SPEC):
+        data = protocol.encode_array(observation)
+        return self.ask(identity, ActRequest(**self.header(spec), step_index=step_index, observation=data))
+
+
+@pytest.fixture
+def make(tmp_path):
+    benches = []
+
+    def build(**settings):
+        benches.append(Bench(tmp_path, **settings))
+        return benches[-1]
+
+    yield build
+    for bench in benches:
+        bench.store.close()
+
+
+def vector(data):
+    return protocol.decode_array(data, SPEC.action_size, "x")
+
+
+def assert_error(reply, code, text=""):
+    assert isinstance(reply, Error)
+    assert reply.code == code
+    assert text in reply.text
+
+
+def test_handshake_episode_action(make):
+    bench = make(seed=1)
+    welcome = bench.hello(A)
+    assert isinstance(welcome, Welcome)
+    assert protocol.decode_spec(welcome.spec_json) == SPEC
+    assert welcome.policy_version == bench.version
+    ready = bench.begin(A, "walk-1")
+    assert isinstance(ready, EpisodeReady)
+    assert (ready.episode_id, ready.policy_version, ready.stochastic) == ("walk-1", bench.version, True)
+    reply = bench.act(A, step_index=4)
+    assert isinstance(reply, ActReply)
+    assert (reply.step_index, reply.policy_version) == (4, bench.version)
+    stddev = bench.store.current.act(np.zeros(3, np.float32), False).stddev
+    assert reply.log_prob == gaussian_log_prob(vector(reply.action), vector(reply.mean), stddev)
+
+
+def test_deterministic_server_sends_the_mean_and_no_density(make):
+    bench = make(stochastic=False)
+    assert not bench.hello(A).stochastic
+    assert not bench.begin(A).stochastic
+    reply = bench.act(A)
+    assert reply.action == reply.mean
+    assert reply.log_prob is None
+
+
+def test_acting_without_handshake_or_episode_asks_for_one(make):
+    bench = make()
+    assert_error(bench.act(A), "unknown_session", "Hello")
+    assert_error(bench.begin(A), "unknown_session", "Hello")
+    bench.hello(A)
+    assert_error(bench.act(A), "unknown_session", "BeginEpisode")
+    assert bench.statistics.actions == 0
+
+
+def test_a_new_hello_ends_the_episode(make):
+    bench = make()
+    bench.hello(A)
+    bench.begin(A)
+    bench.hello(A)
+    assert_error(bench.act(A), "unknown_session")
+
+
+def test_spec_mismatch_names_the_first_differing_field(make):
+    bench = make()
+    reply = bench.hello(A, spec=small_spec(control_dt=0.05))
+    assert_error(reply, "spec_mismatch", "control_dt")
+    assert "0.02" in reply.text
+    assert "0.05" in reply.text
+    assert_error(bench.act(A), "unknown_session")
+
+
+def test_a_hash_that_is_not_that_of_the_spec_is_refused(make):
+    bench = make()
+    header = protocol.header("0" * 64, 1, 0)
+    reply = bench.ask(A, Hello(**header, client_id="a", spec_json=protocol.encode_spec(SPEC)))
+    assert_error(reply, "spec_mismatch")
+    bench.hello(A)
+    bench.begin(A)
+    assert_error(bench.act(A, spec=small_spec(4)), "spec_mismatch")
+
+
+def test_a_spec_that_cannot_be_read_is_malformed(make):
+    assert_error(make().ask(A, Hello(**protocol.header("0" * 64, 1, 0), client_id="a", spec_json="{}")), "malformed")
+
+
+@pytest.mark.parametrize("observation", [[0.0, math.nan, 0.0], [0.0, math.inf, 0.0], [0.0, 0.0], [0.0] * 4, []])
+def test_bad_observations_are_refused_and_the_episode_goes_on(make, observation):
+    bench = make()
+    bench.hello(A)
+    bench.begin(A)
+    assert_error(bench.act(A, observation), "bad_observation")
+    assert isinstance(bench.act(A), ActReply)
+
+
+def test_replies_are_not_for_a_server(make):
+    assert_error(make().ask(A, Pong(**protocol.header("0" * 64, 1, 0), session=True)), "malformed", "Pong")
+
+
+def test_ping_tells_whether_the_session_is_known(make):
+    bench = make()
+    ping = Ping(**bench.header())
+    assert bench.ask(A, ping).session is False
+    bench.hello(A)
+    assert bench.ask(A, ping).session is True
+
+
+def test_two_clients_keep_their_versions_during_a_swap(make):
+    bench = make(stochastic=False)
+    bench.hello(A)
+    bench.hello(B)
+    assert bench.begin(A).policy_version == bench.version
+    new = bench.publish(0.5)
+    assert bench.begin(B).policy_version == new
+    for _ in range(3):
+        a, b = bench.act(A), bench.act(B)
+        assert (a.policy_version, b.policy_version) == (bench.version, new)
+        np.testing.assert_allclose([vector(a.action)[0], vector(b.action)[0]], [0.0, 0.5], atol=1e-6)
+    assert bench.begin(A).policy_version == new
+    assert vector(bench.act(A).action)[0] == pytest.approx(0.5, abs=1e-6)
+    assert bench.registry.rollback() == bench.version
+    assert bench.begin(B).policy_version == bench.version
+    assert bench.act(A).policy_version == new
+
+
+@pytest.mark.parametrize("damage", ["file", "pointer", "spec"])
+def test_a_version_that_cannot_be_loaded_leaves_the_old_one_in_force(make, damage, caplog):
+    bench = make()
+    bench.hello(A)
+    new = bench.publish(0.5)
+    if damage == "file":
+        bench.registry.path(new).write_bytes(b"damaged")
+    elif damage == "pointer":
+        (bench.registry.directory / "current").write_text("{}")
+    else:  # another robot's policy, put there by something that is not our registry
+        other = write_linear_policy(bench.folder / "other.onnx", small_spec(4))
+        version = OnnxPolicy(other).policy_version
+        bench.registry.path(version).write_bytes(other.read_bytes())
+        pointer = bench.registry.directory / "current"
+        pointer.write_text(pointer.read_text().replace(new, version))
+    with caplog.at_level(logging.ERROR):
+        assert bench.begin(A).policy_version == bench.version
+        assert bench.begin(A).policy_version == bench.version
+    assert (bench.store.failures, bench.store.swaps) == (1, 0)
+    assert f"kept policy {bench.version[:12]}" in caplog.text
+    if damage == "file":
+        fixed = bench.publish(0.7)
+        assert bench.begin(A).policy_version == fixed
+
+
+def test_an_episode_can_be_resumed_with_its_own_version(make):
+    bench = make()
+    new = bench.publish(0.5)
+    bench.hello(A)
+    assert bench.begin(A, step_index=17, resume=bench.version).policy_version == bench.version
+    assert bench.begin(A, step_index=17, resume=new).policy_version == new
+    assert_error(bench.begin(A, resume="0" * 64), "unknown_version", "not in the registry")
+    assert_error(bench.act(A), "unknown_session")
+
+
+def test_resuming_a_version_that_was_damaged_is_refused(make):
+    bench = make()
+    new = bench.publish(0.5)
+    bench.registry.path(new).write_bytes(b"damaged")
+    bench.hello(A)
+    assert_error(bench.begin(A, resume=new), "unknown_version")
+
+
+def test_a_pinned_version_can_be_resumed_from_memory(make):
+    bench = make()
+    bench.hello(A)
+    bench.begin(A)
+    bench.publish(0.5)
+    bench.hello(B)
+    bench.begin(B)
+    bench.registry.path(bench.version).unlink()
+    assert bench.begin(B, resume=bench.version).policy_version == bench.version
+
+
+def test_sessions_are_bounded_and_expire_when_idle(make):
+    bench = make(max_sessions=2, session_idle_s=10.0)
+    for number in range(2):
+        assert isinstance(bench.hello(b"c%d" % number), Welcome)
+    assert_error(bench.hello(A), "busy")
+    bench.now_ns = 9_000_000_000
+    bench.ask(b"c1", Ping(**bench.header()))
+    bench.now_ns = 11_000_000_000
+    assert isinstance(bench.hello(A), Welcome)
+    assert bench.ask(b"c0", Ping(**bench.header())).session is False
+    assert bench.ask(b"c1", Ping(**bench.header())).session is True
+    assert (len(bench.handler.sessions), bench.handler.sessions.expired) == (2, 1)
+
+
+def test_a_client_that_comes_again_on_a_new_connection_replaces_its_session(make):
+    bench = make(max_sessions=1)
+    for identity in (A, B, A):
+        assert isinstance(bench.hello(identity, client_id="robot"), Welcome)
+    assert bench.ask(B, Ping(**bench.header())).session is False
+
+
+def test_an_unexpected_exception_answers_an_error_without_details_and_goes_on(make, monkeypatch, caplog):
+    bench = make()
+    bench.hello(A)
+    bench.begin(A)
+    with monkeypatch.context() as patch, caplog.at_level(logging.ERROR):
+        patch.setattr(OnnxPolicy, "act", lambda *_: 1 / 0)
+        for _ in range(5):
+            reply = bench.act(A)
+            assert_error(reply, "internal")
+            assert "division" not in reply.text
+    assert bench.statistics.internal_errors == 5
+    assert sum(record.exc_info is not None for record in caplog.records) == 3  # the 1st, 2nd and 4th
+    assert isinstance(bench.act(A), ActReply)
+
+
+def test_a_policy_that_fails_is_an_error_not_an_action(make, monkeypatch):
+    bench = make()
+    bench.hello(A)
+    bench.begin(A)
+
+    def fail(*_):
+        raise PolicyError("policy gave NaN")
+
+    monkeypatch.setattr(OnnxPolicy, "act", fail)
+    assert_error(bench.act(A), "policy_failed", "NaN")
+
+
+def actions(bench, identity, count=5):
+    return [bench.act(identity).action for _ in range(count)]
+
+
+def test_noise_is_fixed_by_seed_and_episode_whatever_others_do(make):
+    bench = make(seed=7)
+    bench.hello(A)
+    bench.hello(B)
+    bench.begin(A, "one")
+    alone = actions(bench, A)
+    bench.begin(B, "two")
+    bench.begin(A, "one")
+    mixed = []
+    for _ in range(5):
+        bench.act(B)
+        mixed.append(bench.act(A).action)
+    assert mixed == alone
+    bench.begin(A, "three")
+    assert actions(bench, A) != alone
+
+
+def test_noise_differs_without_a_seed_by_seed_and_after_a_resume():
+    draws = [
+        episode_rng(seed, name, step).standard_normal()
+        for seed, name, step in [(None, "e", 0), (None, "e", 0), (1, "e", 0), (2, "e", 0), (1, "f", 0), (1, "e", 5)]
+    ]
+    assert len(set(draws)) == len(draws)
+    assert episode_rng(1, "e", 0).standard_normal() == draws[2]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"max_sessions": 0}, {"session_idle_s": 0.0}, {"registry_poll_s": math.nan}, {"curve_allow": "keys"}],
+)
+def test_impossible_settings_are_refused(settings):
+    with pytest.raises(ConfigError):
+        ServerConfig(**settings)

@@ -1,0 +1,237 @@
+import json
+import os
+import threading
+
+import pytest
+
+from deploy.onnx_policy import OnnxPolicy
+from deploy.registry import PolicyRegistry, import_policy
+from mpo_robot.errors import ConfigError, SpecMismatchError
+from tests.support.onnx_files import small_spec, write_linear_policy
+
+SPEC = small_spec()
+
+
+@pytest.fixture
+def registry(tmp_path):
+    return PolicyRegistry(tmp_path / "registry")
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Three different policies for one robot."""
+    return [write_linear_policy(tmp_path / f"{i}.onnx", SPEC, bias=i / 10) for i in range(3)]
+
+
+def events(registry):
+    return [json.loads(line)["event"] for line in (registry.directory / "history.jsonl").read_text().splitlines()]
+
+
+def test_publish_puts_a_copy_in_force(registry, files):
+    version = registry.publish(files[0])
+    assert version == OnnxPolicy(files[0]).policy_version
+    assert registry.current_version() == version
+    assert registry.current() == registry.directory / "versions" / f"{version}.onnx"
+    assert registry.current().read_bytes() == files[0].read_bytes()
+    assert registry.load(version).spec == SPEC
+    files[0].unlink()
+    assert registry.load(version).policy_version == version
+
+
+def test_an_empty_registry_says_so(registry):
+    with pytest.raises(ConfigError, match="nothing was published"):
+        registry.current()
+    with pytest.raises(ConfigError, match="no version before"):
+        registry.rollback()
+    assert registry.signature() is None
+
+
+def test_publishing_the_current_version_again_changes_nothing(registry, files):
+    registry.publish(files[0])
+    before = registry.signature()
+    registry.publish(files[0])
+    assert registry.signature() == before
+    assert registry.previous_versions() == []
+
+
+def test_rollback_walks_back_and_forgets_what_it_left(registry, files):
+    a, b, c = (registry.publish(path) for path in files)
+    assert registry.previous_versions() == [a, b]
+    assert registry.rollback() == b
+    assert registry.current_version() == b
+    assert registry.rollback() == a
+    with pytest.raises(ConfigError, match="no version before"):
+        registry.rollback()
+    assert registry.current_version() == a
+    assert registry.publish(files[2]) == c
+    assert registry.rollback() == a
+    assert events(registry) == ["publish"] * 3 + ["rollback"] * 2 + ["publish", "rollback"]
+
+
+def test_signature_changes_with_every_change(registry, files):
+    seen = set()
+    for path in files:
+        registry.publish(path)
+        seen.add(registry.signature())
+    registry.rollback()
+    seen.add(registry.signature())
+    assert len(seen) == 4
+
+
+def test_an_invalid_file_is_refused_and_the_old_one_stays(registry, files, tmp_path):
+    version = registry.publish(files[0])
+    (tmp_path / "bad.onnx").write_bytes(files[1].read_bytes()[:-50])
+    before = registry.signature()
+    with pytest.raises(ConfigError):
+        registry.publish(tmp_path / "bad.onnx")
+    assert registry.signature() == before
+    assert registry.current_version() == version
+    assert events(registry) == ["publish"]
+
+
+def test_another_interface_is_refused_by_name(registry, files, tmp_path):
+    version = registry.publish(files[0])
+    other = write_linear_policy(tmp_path / "other.onnx", small_spec(control_dt=0.05))
+    with pytest.raises(SpecMismatchError, match="control_dt"):
+        registry.publish(other)
+    assert registry.current_version() == version
+
+
+# Writes of a publish: version file (sync, rename, directory sync), pointer (the same three), audit (sync).
+# A rollback has the last four. A failed sync or rename of a file undoes the change, what comes after does not.
+@pytest.mark.parametrize(
+    ("operation", "step", "succeeds"),
+    [("publish", step, step in (2, 5, 6)) for step in range(7)]
+    + [("rollback", step, step in (2, 3)) for step in range(4)],
+)
+def test_a_failure_at_any_write_leaves_a_working_registry(registry, files, monkeypatch, operation, step, succeeds):
+    versions = [registry.publish(path) for path in files[:2]]
+    calls = 0
+
+    def failing(original):
+        def call(*args, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls == step + 1:
+                raise OSError(28, "No space left on device")
+            return original(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", failing(os.fsync))
+        patch.setattr("pathlib.Path.replace", failing(type(registry.directory).replace))
+        try:
+            result = registry.publish(files[2]) if operation == "publish" else registry.rollback()
+        except ConfigError as error:
+            assert "No space left" in str(error)
+            result = None
+    assert calls > step
+    assert (result is not None) == succeeds
+    in_force = registry.current_version()
+    assert in_force == (result if succeeds else versions[1])
+    assert registry.load(in_force).policy_version == in_force
+    new = registry.publish(files[2])
+    assert registry.load(registry.current_version()).policy_version == new
+    assert not list((registry.directory / "versions").glob(".*"))
+
+
+def test_leftovers_of_a_crash_are_removed_by_the_next_publish(registry, files):
+    registry.publish(files[0])
+    leftover = registry.directory / "versions" / ".abc.onnx.1234.tmp"
+    leftover.write_bytes(b"half a file")
+    registry.publish(files[1])
+    assert not leftover.exists()
+
+
+def test_a_torn_audit_line_does_not_swallow_the_next(registry, files):
+    registry.publish(files[0])
+    with (registry.directory / "history.jsonl").open("a") as stream:
+        stream.write('{"event": "pub')
+    version = registry.publish(files[1])
+    lines = (registry.directory / "history.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["version"] == version
+    assert len(lines) == 3
+
+
+def test_a_damaged_version_is_found_and_repaired_by_publishing_it_again(registry, files, tmp_path):
+    version = registry.publish(files[0])
+    registry.path(version).write_bytes(files[1].read_bytes())
+    with pytest.raises(ConfigError, match="damaged"):
+        registry.load(version)
+    assert registry.publish(files[0]) == version
+    assert registry.load(version).policy_version == version
+
+
+def test_a_lost_current_file_does_not_stop_a_new_publish(registry, files):
+    registry.path(registry.publish(files[0])).unlink()
+    version = registry.publish(files[1])
+    assert registry.load(registry.current_version()).policy_version == version
+
+
+def test_rollback_to_a_lost_file_is_refused_and_the_current_one_stays(registry, files):
+    a, b = registry.publish(files[0]), registry.publish(files[1])
+    registry.path(a).unlink()
+    with pytest.raises(ConfigError, match="cannot read"):
+        registry.rollback()
+    assert registry.current_version() == b
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"schema_version": 2}', '{"schema_version": 1, "versions": [], "spec": {}}']
+)
+def test_a_damaged_pointer_is_an_error_that_names_it(registry, files, text):
+    registry.publish(files[0])
+    (registry.directory / "current").write_text(text)
+    for call in (registry.current, registry.rollback, lambda: registry.publish(files[1])):
+        with pytest.raises(ConfigError, match="registry pointer .*current"):
+            call()
+
+
+@pytest.mark.parametrize("version", ["", "..", "../../etc/passwd", "a" * 63, "A" * 64, "a" * 64 + "\n"])
+def test_only_hashes_become_paths(registry, version):
+    assert not registry.has(version)
+    with pytest.raises(ConfigError, match="not a policy version"):
+        registry.path(version)
+
+
+def test_old_versions_are_dropped_but_not_those_that_rollback_needs(tmp_path):
+    registry = PolicyRegistry(tmp_path / "registry", keep_versions=3)
+    paths = [write_linear_policy(tmp_path / f"{i}.onnx", SPEC, bias=i / 10) for i in range(6)]
+    versions = [registry.publish(path) for path in paths]
+    assert [registry.has(version) for version in versions] == [False, False, False, True, True, True]
+    assert registry.rollback() == versions[4]
+    assert registry.rollback() == versions[3]
+    with pytest.raises(ConfigError, match="at least 2"):
+        PolicyRegistry(tmp_path, keep_versions=1)
+
+
+def test_concurrent_publishers_are_serialized(tmp_path):
+    directory = tmp_path / "registry"
+    paths = [write_linear_policy(tmp_path / f"{i}.onnx", SPEC, bias=i / 10) for i in range(8)]
+    threads = [threading.Thread(target=PolicyRegistry(directory).publish, args=(path,)) for path in paths]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    registry = PolicyRegistry(directory)
+    versions = [*registry.previous_versions(), registry.current_version()]
+    assert sorted(versions) == sorted(OnnxPolicy(path).policy_version for path in paths)
+    assert len(events(registry)) == 8
+
+
+def test_import_does_not_undo_what_was_published_or_rolled_back_since(registry, files):
+    a, own = import_policy(files[0], registry)
+    assert a == own
+    b = registry.publish(files[1])
+    assert import_policy(files[0], registry) == (b, a)
+    assert registry.rollback() == a
+    assert import_policy(files[1], registry) == (a, b)
+    new, own = import_policy(files[2], registry)
+    assert new == own == registry.current_version()
+
+
+def test_a_directory_that_cannot_be_written_is_a_config_error(tmp_path, files):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ConfigError, match="cannot write"):
+        PolicyRegistry(tmp_path / "file").publish(files[0])
