@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in arguments if not word.startswith("-")), None)
     parser = build_parser(chosen)
-    namespace = parser.parse_args(arguments)
+    namespace = _parse(parser, arguments)
     if namespace.command is None:
         parser.print_help()
         return 2
@@ -55,6 +55,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"mpo-robot {namespace.command}: interrupted", file=sys.stderr)
         return 130
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    """Like `parse_args`, but key=value overrides may also stand after options, where argparse does not look."""
+    namespace, rest = parser.parse_known_args(arguments)
+    if rest:
+        if not hasattr(namespace, "overrides") or any(word.startswith("-") or "=" not in word for word in rest):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        namespace.overrides = [*namespace.overrides, *rest]
+    return namespace
 
 
 if __name__ == "__main__":
