@@ -6,11 +6,13 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from mpo_robot import __version__
 from mpo_robot.errors import MpoRobotError
 
 COMMANDS = {
+    "demo": "run the whole loop on a small task: train, export, serve, robot, log, learn",
     "train": "train a policy with MPO on a simulated task",
     "evaluate": "roll out a run's policy or an ONNX file and print returns",
     "export": "write a run's policy as ONNX, through a parity gate",
@@ -32,10 +34,27 @@ def build_parser(chosen: str | None) -> argparse.ArgumentParser:
     for name, summary in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
         if name == chosen:
-            module = importlib.import_module(f"mpo_robot.cli.{name.replace('-', '_')}")
+            module = load_command(name)
             module.add_arguments(subparser)
             subparser.set_defaults(execute=module.run)
     return parser
+
+
+def load_command(name: str) -> ModuleType:
+    """Module of a command.
+
+    Raises:
+        MpoRobotError: a package it needs is not installed.
+    """
+    try:
+        return importlib.import_module(f"mpo_robot.cli.{name.replace('-', '_')}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in ("mpo_robot", "sim", "deploy"):
+            raise
+        raise MpoRobotError(
+            f"package {error.name!r} is not installed: this command needs more than the robot-level install, "
+            "use pip install 'mpo-robot[train]'"
+        ) from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,10 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(namespace.execute(namespace) or 0)
     except MpoRobotError as error:
-        print(f"mpo-robot {namespace.command}: {error}", file=sys.stderr)
+        print(f"mpo-robot {chosen}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"mpo-robot {namespace.command}: interrupted", file=sys.stderr)
+        print(f"mpo-robot {chosen}: interrupted", file=sys.stderr)
         return 130
 
 

@@ -1,0 +1,35 @@
+"""`mpo-robot bench`: run the scripts under benchmarks/ one after the other; each stores its result as JSON there."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from mpo_robot.errors import ConfigError
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run, such as learner_step (default: all)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Execute the command."""
+    scripts = {path.stem: path for path in sorted(BENCHMARKS.glob("*.py")) if not path.stem.startswith("_")}
+    if not scripts:
+        raise ConfigError(f"the benchmarks are part of a source checkout; {BENCHMARKS} holds none")
+    unknown = [name for name in args.names if name not in scripts]
+    if unknown:
+        raise ConfigError(f"no benchmark {unknown[0]!r}; there are: {', '.join(scripts)}")
+    failed = []
+    for name in args.names or scripts:
+        print(f"== {name}", flush=True)
+        if subprocess.run([sys.executable, str(scripts[name])]).returncode:
+            failed.append(name)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
