@@ -77,6 +77,11 @@ class StepRecord:
     monotonic_ns: int = 0
     wall_time_ns: int = 0
 
+    @property
+    def trace_valid(self) -> bool:
+        """The action is the policy's own sample and its density is known, so importance ratios apply."""
+        return self.source is Source.POLICY and not self.action_modified and math.isfinite(self.behavior_log_prob)
+
 
 @dataclass(frozen=True)
 class Episode:
@@ -189,13 +194,7 @@ def _episode_from_part(part: list[StepRecord], spec: PolicySpec) -> Episode:
                 f"{name}: step {record.step_index} was recorded with spec {record.spec_hash[:12]}, "
                 f"expected {spec.spec_hash[:12]}"
             )
-    valid = np.array(
-        [
-            record.source is Source.POLICY and not record.action_modified and math.isfinite(record.behavior_log_prob)
-            for record in part
-        ],
-        np.bool_,
-    )
+    valid = np.array([record.trace_valid for record in part], np.bool_)
     return Episode(
         observations=np.stack([record.observation for record in part] + [part[-1].next_observation]),
         actions=np.stack(

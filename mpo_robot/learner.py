@@ -105,9 +105,7 @@ class Learner:
         state_weights = state_weights / state_weights.sum()
         observation = tensors.observation.flatten(0, 1)  # type: ignore[call-arg]
         online = self.online_policy(observation)
-        estep = nonparametric_estep(
-            target.q_values, self.duals.temperature, self.config.mpo.epsilon, state_weights
-        )
+        estep = nonparametric_estep(target.q_values, self.duals.temperature, self.config.mpo.epsilon, state_weights)
         moments = [noise_moments(estep.normalized_weights, target.noise)]
         loss_duals = estep.loss_temperature
         if self.config.mpo.action_penalization:
@@ -147,23 +145,26 @@ class Learner:
         sequences, steps = batch.reward.shape
         observation = batch.observation.flatten(0, 1)  # type: ignore[call-arg]  # [S, O]
         policy = self.target_policy(observation)
-        noise = torch.randn(
-            self.config.mpo.num_samples, *policy.mean.shape, generator=self.generator
-        )
+        noise = torch.randn(self.config.mpo.num_samples, *policy.mean.shape, generator=self.generator)
         actions = torch.addcmul(policy.mean, noise, policy.stddev)
         q_values = self.target_critic.target_values(observation, actions.clamp(-1.0, 1.0))
         value = q_values.mean(dim=0).view(sequences, steps + 1)
         before = Gaussian(*(item.view(sequences, steps + 1, -1)[:, :-1] for item in policy))
         taken = batch.action.clamp(-1.0, 1.0)  # type: ignore[attr-defined]
         q_taken = self.target_critic.target_values(
-            batch.observation[:, :-1].flatten(0, 1), taken.flatten(0, 1).unsqueeze(0)  # type: ignore[call-arg]
+            batch.observation[:, :-1].flatten(0, 1),
+            taken.flatten(0, 1).unsqueeze(0),  # type: ignore[call-arg]
         ).view(sequences, steps)
         log_rhos = log_prob(before.mean, before.stddev, batch.action) - batch.behavior_log_prob  # type: ignore[arg-type]
         valid = (batch.trace_valid > 0) & (batch.is_transition > 0)
         coefficients = trace_coefficients(log_rhos, valid, self.config.retrace_lambda)  # type: ignore[arg-type]
         discount_t = self.config.discount * (1.0 - batch.terminated)
         returns = off_policy_returns(
-            batch.reward / reward_scale, discount_t, value[:, 1:], q_taken, coefficients  # type: ignore[arg-type]
+            batch.reward / reward_scale,
+            discount_t,
+            value[:, 1:],
+            q_taken,
+            coefficients,  # type: ignore[arg-type]
         )
         return TargetPass(policy, noise, actions, q_values, returns, coefficients)
 

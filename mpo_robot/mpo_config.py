@@ -37,7 +37,9 @@ class MPOConfig:
 
     def __post_init__(self) -> None:
         if self.num_samples < 2:
-            raise ValueError(f"num_samples must be at least 2 (the weights of one sample carry nothing), got {self.num_samples}")
+            raise ValueError(
+                f"num_samples must be at least 2 (the weights of one sample carry nothing), got {self.num_samples}"
+            )
         for name in (
             "epsilon",
             "epsilon_mean",

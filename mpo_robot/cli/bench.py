@@ -14,7 +14,9 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run, such as learner_step (default: all)")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="benchmarks to run, such as learner_step (default: all)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -59,7 +59,18 @@ def run(args: argparse.Namespace) -> int:
     demo_json = args.dir / "demo.json"
     demo_json.write_text(json.dumps(result, indent=1) + "\n")
     logs = [str(args.dir / name) for name in ("logs_zero_shot", "logs_collected", "logs_learned", "logs_real_time")]
-    command(["report", str(args.dir / "run"), "--logs", *logs, "--demo", str(demo_json), "-o", str(args.dir / "report.html")])
+    command(
+        [
+            "report",
+            str(args.dir / "run"),
+            "--logs",
+            *logs,
+            "--demo",
+            str(demo_json),
+            "-o",
+            str(args.dir / "report.html"),
+        ]
+    )
     print(table(result, args.dir))
     return 0
 
@@ -81,7 +92,9 @@ class Demo:
         config = str(CONFIGS / "train" / "demo.yaml")
         command(["train", "--config", config, "--run", str(self.run_folder), f"seed={args.seed}", *args.overrides])
         nominal = json.loads(
-            command(["evaluate", str(self.run_folder), "--episodes", str(args.evaluation_episodes), "--json"], read=True)
+            command(
+                ["evaluate", str(self.run_folder), "--episodes", str(args.evaluation_episodes), "--json"], read=True
+            )
         )
         say("2/6 Export to ONNX through the parity gate")
         command(["export", str(self.run_folder), "-o", str(self.policy)])
@@ -125,13 +138,18 @@ class Demo:
         logs = self.robot(endpoint, "logs_collected", self.args.episodes, seed=1_000 * (index + 1))
         logs = [log for path, log in zip(sorted(self.folder.glob("logs_collected/*.mcap")), logs) if path not in known]
         command(
-            ["learn", str(self.run_folder), "--logs", str(self.folder / "logs_collected"), "--publish", str(self.registry)]
+            [
+                "learn",
+                str(self.run_folder),
+                "--logs",
+                str(self.folder / "logs_collected"),
+                "--publish",
+                str(self.registry),
+            ]
         )
         return {"real_steps": sum(len(log.records) for log in logs), "collected_return": returns_summary(logs)}
 
-    def robot(
-        self, endpoint: str, logs: str, episodes: int, seed: int, real_time: bool = False
-    ) -> list[LogContents]:
+    def robot(self, endpoint: str, logs: str, episodes: int, seed: int, real_time: bool = False) -> list[LogContents]:
         """Run the robot's control loop in its own process; returns all logs of the directory."""
         directory = self.folder / logs
         name = "demo_real_time" if real_time else "demo"
@@ -211,7 +229,11 @@ def returns_summary(logs: Sequence[LogContents]) -> dict[str, float]:
 def latency_us(logs: Sequence[LogContents]) -> dict[str, float]:
     """Percentiles of the time from sending an observation to receiving the action, microseconds."""
     values = np.array([record.latency_ns for log in logs for record in log.records]) / 1e3
-    return {"p50": float(np.percentile(values, 50)), "p99": float(np.percentile(values, 99)), "max": float(values.max())}
+    return {
+        "p50": float(np.percentile(values, 50)),
+        "p99": float(np.percentile(values, 99)),
+        "max": float(values.max()),
+    }
 
 
 def timing(logs: Sequence[LogContents]) -> dict[str, int]:

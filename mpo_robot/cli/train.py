@@ -89,6 +89,8 @@ def run_trainer(trainer: Trainer, config: RunConfig, quiet: bool = False) -> Non
         for number, handler in handlers.items():
             signal.signal(number, handler)
     if trainer.environment_steps < total:
-        print(f"Stopped at step {trainer.environment_steps:,}. Continue: mpo-robot train --resume {trainer.folder.path}")
+        print(
+            f"Stopped at step {trainer.environment_steps:,}. Continue: mpo-robot train --resume {trainer.folder.path}"
+        )
     else:
         print(f"Done. Next: mpo-robot export {trainer.folder.path} -o policy.onnx")

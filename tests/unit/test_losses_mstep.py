@@ -47,7 +47,9 @@ def test_parts_add_up_to_the_full_kl_exactly_when_the_stddevs_are_equal(problem)
     parts = kl_mean(target.mean, target.stddev, online.mean) + kl_stddev(target.stddev, target.stddev)
     assert torch.allclose(full, parts)
     unequal = kl_divergence(Normal(*target), Normal(*online))
-    assert not torch.allclose(unequal, kl_mean(target.mean, target.stddev, online.mean) + kl_stddev(target.stddev, online.stddev))
+    assert not torch.allclose(
+        unequal, kl_mean(target.mean, target.stddev, online.mean) + kl_stddev(target.stddev, online.stddev)
+    )
 
 
 def test_moments_give_the_same_likelihood_and_gradient_as_n_log_densities(problem):

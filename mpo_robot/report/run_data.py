@@ -1,0 +1,132 @@
+"""A run folder read back for `inspect` and `report`; tolerant of a run that is still being written or was killed."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mpo_robot.config import read_yaml
+from mpo_robot.errors import ConfigError
+from mpo_robot.run_folder import RunFolder
+
+Table = Mapping[str, npt.NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What is known about a run.
+
+    Attributes:
+        path: The run folder.
+        config: Its resolved configuration.
+        config_text: The same as YAML text.
+        record: run.json (seed, versions, machine, git), empty if missing.
+        metrics: Columns of metrics.csv, oldest row first; empty if there are none yet.
+        evaluations: Columns of evaluations.csv.
+        learning: Columns of learn.csv, one row per round of learning from real logs.
+        checkpoints: Names of the complete checkpoints, oldest first.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    config_text: str
+    record: Mapping[str, Any]
+    metrics: Table
+    evaluations: Table
+    learning: Table
+    checkpoints: tuple[str, ...]
+
+    @property
+    def task(self) -> str:
+        """Name of the simulated task, or `unknown task`."""
+        environment = self.config.get("environment")
+        return str(environment.get("task", "unknown task")) if isinstance(environment, Mapping) else "unknown task"
+
+    @property
+    def progress(self) -> dict[str, float]:
+        """Last known counters: `environment_steps`, `learner_steps`, `wall_time_s`; absent ones are left out."""
+        result = {}
+        for name in ("environment_steps", "learner_steps", "wall_time_s"):
+            values = [value for table in (self.metrics, self.evaluations) for value in finite(table, name)]
+            if values:
+                result[name] = max(values)
+        return result
+
+
+def read_run(path: str | Path) -> RunData:
+    """Read a run folder.
+
+    Raises:
+        ConfigError: not a run folder, or its configuration or record is damaged.
+    """
+    folder = RunFolder(path)
+    folder.require()
+    return RunData(
+        path=folder.path,
+        config=read_yaml(folder.config_file),
+        config_text=folder.config_file.read_text(encoding="utf-8"),
+        record=_read_json(folder.run_file),
+        metrics=read_table(folder.metrics_file),
+        evaluations=read_table(folder.evaluations_file),
+        learning=read_table(folder.path / "learn.csv"),
+        checkpoints=tuple(sorted(found.parent.name for found in folder.checkpoints.glob("step_*/state.pt"))),
+    )
+
+
+def read_table(path: Path) -> dict[str, npt.NDArray[np.float64]]:
+    """Columns of a CSV file of numbers; what is empty or no number is NaN, a cut-off last row is left out.
+
+    Raises:
+        ConfigError: the file exists and cannot be read.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            rows = list(csv.reader(stream))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    if not rows:
+        return {}
+    header, body = rows[0], [row for row in rows[1:] if len(row) == len(rows[0])]
+    numbers = np.array([[_number(cell) for cell in row] for row in body], np.float64).reshape(len(body), len(header))
+    return {name: numbers[:, index] for index, name in enumerate(header)}
+
+
+def column(table: Table, name: str) -> npt.NDArray[np.float64]:
+    """One column, or NaN in each row if the table lacks it."""
+    if name in table:
+        return table[name]
+    return np.full(max((len(values) for values in table.values()), default=0), np.nan)
+
+
+def finite(table: Table, name: str) -> npt.NDArray[np.float64]:
+    """The finite values of a column, oldest first; empty if the table lacks it."""
+    values = column(table, name)
+    return values[np.isfinite(values)]
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} must hold a JSON object, found {type(data).__name__}")
+    return data
