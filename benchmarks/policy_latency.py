@@ -1,0 +1,221 @@
+"""How long a robot waits for an action: in process, over ZeroMQ to a server process, and in the whole control loop.
+
+    python benchmarks/policy_latency.py [--calls 20000] [--loop-seconds 10] [--output FILE]
+
+Prints a table and writes JSON with the machine, its load, the commit and the date. Times are wall time on a monotonic
+clock, in microseconds; nothing is left out of the percentiles but the stated warm-up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from deploy.client import PolicyClient  # noqa: E402 (the repository root has to be on the path first)
+from deploy.onnx_policy import OnnxPolicy  # noqa: E402
+from mpo_robot.specs import PolicySpec  # noqa: E402
+from tests.support.onnx_files import small_spec, write_mlp_policy  # noqa: E402
+from tests.support.serving import ANY_PORT, ServerProcess  # noqa: E402
+
+HIDDEN = (256, 256)
+SPEC = small_spec(observation_size=17, action_size=6)
+WARM_UP = 500
+DEADLINE_NS = 100_000_000
+RATES_HZ = (50, 200, 500, 1000)
+BAR_ROUND_TRIP_P50_US = 300.0
+OUTPUT = ROOT / "benchmarks" / "results" / "policy_latency.json"
+
+Row = dict[str, Any]
+
+
+def summarize(name: str, times_ns: npt.ArrayLike, **extra: Any) -> Row:
+    """Percentiles in microseconds of durations in nanoseconds."""
+    values = np.asarray(times_ns, np.float64) / 1e3
+    p50, p99 = np.percentile(values, [50, 99])
+    return {"name": name, "count": values.size, "p50_us": p50, "p99_us": p99, "max_us": values.max(), **extra}
+
+
+def time_calls(call: Callable[[int], Any], count: int) -> npt.NDArray[np.int64]:
+    """Duration in ns of each of `count` calls, after a warm-up, with the garbage collector as in production: on."""
+    for index in range(WARM_UP):
+        call(index)
+    gc.collect()
+    times = np.empty(count, np.int64)
+    for index in range(count):
+        start = time.perf_counter_ns()
+        call(index)
+        times[index] = time.perf_counter_ns() - start
+    return times
+
+
+def measure_in_process(policy: Path, count: int) -> list[Row]:
+    """`OnnxPolicy.act`, deterministic and stochastic with its log-prob."""
+    loaded, rng = OnnxPolicy(policy), np.random.default_rng(0)
+    observations = _observations(loaded.spec)
+    rows = []
+    for name, stochastic in (("in process, mean", False), ("in process, sample and log-prob", True)):
+
+        def call(index: int, stochastic: bool = stochastic) -> Any:
+            return loaded.act(observations[index % len(observations)], stochastic, rng)
+
+        rows.append(summarize(name, time_calls(call, count)))
+    return rows
+
+
+def measure_round_trip(policy: Path, endpoint: str, name: str, count: int) -> Row:
+    """`PolicyClient.act` against `mpo-robot serve` in another process."""
+    with ServerProcess(policy, endpoint=endpoint) as server, PolicyClient(server.endpoint, SPEC) as client:
+        client.begin_episode("benchmark", 10.0)
+        observations = _observations(SPEC)
+        server_ns: list[int] = []
+        inference_ns: list[int] = []
+
+        def call(index: int) -> None:
+            reply = client.act(observations[index % len(observations)], index, time.monotonic_ns() + DEADLINE_NS)
+            if reply is not None:
+                server_ns.append(reply.server_ns)
+                inference_ns.append(reply.inference_ns)
+
+        times = time_calls(call, count)
+        misses = client.statistics.deadline_misses + client.statistics.send_failures
+        server.process.terminate()
+        server.finish()
+    return summarize(
+        name,
+        times,
+        missed=misses,
+        server_p50_us=float(np.median(server_ns)) / 1e3,
+        inference_p50_us=float(np.median(inference_ns)) / 1e3,
+    )
+
+
+def measure_loop(seconds: float) -> list[Row]:
+    """Jitter and misses of the control loop, from `loop_jitter.measure`; empty if that script is not there."""
+    path = ROOT / "benchmarks" / "loop_jitter.py"
+    if not path.exists() or seconds <= 0:
+        return []
+    spec = importlib.util.spec_from_file_location("loop_jitter", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["loop_jitter"] = module
+    spec.loader.exec_module(module)
+    return module.measure(list(RATES_HZ), seconds)
+
+
+def describe_machine() -> Row:
+    """What the numbers depend on."""
+    cpu = platform.processor() or platform.machine()
+    cpu_info = Path("/proc/cpuinfo")
+    if cpu_info.exists():
+        names = [line.partition(":")[2].strip() for line in cpu_info.read_text().splitlines() if "model name" in line]
+        cpu = names[0] if names else cpu
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "load_average_1min": os.getloadavg()[0],
+        "niceness": os.nice(0),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+
+
+def commit() -> str:
+    """The repository's commit, with a mark if files differ from it."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+        status = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + (" (modified)" if status.stdout.strip() else "")
+
+
+def run(calls: int, loop_seconds: float) -> Row:
+    """All measurements as one JSON-ready mapping."""
+    machine = describe_machine()
+    with tempfile.TemporaryDirectory() as folder:
+        policy = write_mlp_policy(Path(folder) / "policy.onnx", SPEC, HIDDEN)
+        rows = measure_in_process(policy, calls)
+        rows.append(measure_round_trip(policy, ANY_PORT, "round trip, tcp loopback", calls))
+        rows.append(measure_round_trip(policy, f"ipc://{folder}/s", "round trip, ipc", calls))
+    met = bool(rows[2]["p50_us"] <= BAR_ROUND_TRIP_P50_US)
+    return {
+        "benchmark": "policy_latency",
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "machine": machine,
+        "policy": {"observation_size": 17, "action_size": 6, "hidden": list(HIDDEN)},
+        "latency": rows,
+        "loop": measure_loop(loop_seconds),
+        "bar": {
+            "round_trip_tcp_p50_us": BAR_ROUND_TRIP_P50_US,
+            "met": bool(rows[2]["p50_us"] <= BAR_ROUND_TRIP_P50_US),
+        },
+    }
+
+
+def print_table(result: Row) -> None:
+    """The result for people."""
+    machine = result["machine"]
+    print(
+        f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_average_1min']:.1f}; {result['commit'][:12]}"
+    )
+    print(f"{'':34}{'calls':>8}{'p50':>10}{'p99':>10}{'max':>10}   us")
+    for row in result["latency"]:
+        print(
+            f"{row['name']:34}{row['count']:8d}{row['p50_us']:10.1f}{row['p99_us']:10.1f}{row['max_us']:10.1f}", end=""
+        )
+        inside = (
+            f"   server {row['server_p50_us']:.0f}, inference {row['inference_p50_us']:.0f}" if "missed" in row else ""
+        )
+        print(inside)
+    for row in result["loop"]:
+        print(
+            "   ".join(
+                f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
+            )
+        )
+    bar = result["bar"]
+    print(f"bar: tcp round trip p50 <= {bar['round_trip_tcp_p50_us']:.0f} us: {'met' if bar['met'] else 'MISSED'}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Latency of policies in process and over the wire, and loop jitter.")
+    parser.add_argument("--calls", type=int, default=20_000, help="calls per measurement (default 20000)")
+    parser.add_argument("--loop-seconds", type=float, default=10.0, help="seconds per loop rate, 0 skips the loop")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help=f"JSON file (default {OUTPUT.relative_to(ROOT)})")
+    options = parser.parse_args(arguments)
+    result = run(options.calls, options.loop_seconds)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(result, indent=1) + "\n")
+    print_table(result)
+    print(f"written to {options.output}")
+    return 0
+
+
+def _observations(spec: PolicySpec) -> npt.NDArray[np.float32]:
+    return np.random.default_rng(1).standard_normal((256, spec.observation_size)).astype(np.float32)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
