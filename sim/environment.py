@@ -1,0 +1,154 @@
+"""`SimEnvironment`: a simulated task behind the contract of `mpo_robot.types.Environment`.
+
+Shapes: O observation size, A action size.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mpo_robot.errors import MpoRobotError
+from mpo_robot.specs import PolicySpec
+from mpo_robot.types import FloatArray, StepResult
+from sim.backend import Backend
+from sim.config import EnvironmentConfig
+from sim.spec import build_spec
+from sim.state import ModelFields, capture_data, fixed_size_names, pack, restore_arrays, restore_integration, unpack
+
+
+class SimEnvironment:
+    """A task of either backend, optionally randomised. Made by `sim.make.make_environment`."""
+
+    def __init__(self, backend: Backend, config: EnvironmentConfig):
+        self._backend, self._config = backend, config
+        self._period_dt = backend.physics_steps * backend.physics_dt
+        self._spec = build_spec(backend.model, backend.observation_terms, self._period_dt * config.action_repeat)
+        self._period_limit = self._limit()
+        self._low, self._high = self._spec.command_low, self._spec.command_high
+        self._center, self._half = self._spec.command_center, self._spec.command_half_range
+        self._shape = (self._spec.action_size,)
+        self._fields = ModelFields(backend.model)
+        self._periods = 0
+        self._ended = True
+        self._last_observation = np.zeros(self._spec.observation_size, np.float32)
+
+    def _limit(self) -> float:
+        if self._config.time_limit_s is not None:
+            return max(1, math.ceil(self._config.time_limit_s / self._period_dt - 1e-9))
+        return math.inf if self._backend.episode_periods is None else self._backend.episode_periods
+
+    @property
+    def spec(self) -> PolicySpec:
+        """Interface of a policy for this task."""
+        return self._spec
+
+    @property
+    def backend(self) -> Backend:
+        """The simulator behind this environment."""
+        return self._backend
+
+    @property
+    def config(self) -> EnvironmentConfig:
+        """What the environment was made from."""
+        return self._config
+
+    def reset(self, seed: int | None = None) -> tuple[FloatArray, dict[str, Any]]:
+        """Start an episode; its first observation [O] and info. A seed makes everything after it repeat."""
+        if seed is not None:
+            self._backend.seed(seed)
+        observation, info = self._backend.reset()
+        self._periods, self._ended = 0, False
+        self._last_observation = observation
+        return observation, info
+
+    def step(self, action: npt.ArrayLike) -> StepResult:
+        """Apply an action [A], clipped to [-1, 1] and scaled to commands, for `spec.control_dt` seconds.
+
+        If the physics diverges (MuJoCo meets NaN or huge numbers) the episode is truncated with reward 0 and the last
+        good observation, and `info["diverged"]` is True.
+
+        Raises:
+            RuntimeError: the episode has ended and was not reset.
+            ValueError: the action has a wrong shape or holds NaN.
+        """
+        action = np.asarray(action, np.float32)
+        if action.shape != self._shape:
+            raise ValueError(f"action must have shape {self._shape}, got {action.shape}")
+        # `PolicySpec.to_command` in cheaper calls; NaN survives minimum and maximum.
+        command = self._center + self._half * np.minimum(np.maximum(action, -1.0), 1.0)
+        return self.step_command(np.minimum(np.maximum(command, self._low), self._high))
+
+    def step_command(self, command: FloatArray) -> StepResult:
+        """`step` with a physical command: float32 [A] within the bounds of the spec.
+
+        Raises:
+            RuntimeError: the episode has ended and was not reset.
+            ValueError: the command holds NaN.
+        """
+        if self._ended:
+            raise RuntimeError("the episode has ended (or none was started): call reset first")
+        if math.isnan(command.sum()):
+            raise ValueError(f"the action holds NaN: command {command}")
+        result = self._one_period(command)
+        for _ in range(self._config.action_repeat - 1):
+            if result.terminated or result.truncated:
+                break
+            earlier = result.reward
+            result = self._one_period(command)
+            result = result._replace(reward=earlier + result.reward)
+        self._ended = result.terminated or result.truncated
+        return result
+
+    def _one_period(self, command: FloatArray) -> StepResult:
+        observation, reward, terminated, truncated, info = self._backend.step(command)
+        self._periods += 1
+        if self._backend.diverged():
+            info = {**info, "diverged": True}
+            return StepResult(self._last_observation, 0.0, False, True, info)
+        self._last_observation = observation
+        return StepResult(observation, reward, terminated, truncated or self._periods >= self._period_limit, info)
+
+    def get_state(self) -> bytes:
+        """Everything needed to continue from here bit by bit."""
+        backend = self._backend
+        names = fixed_size_names(backend.model)
+        data, flags = capture_data(backend.model, backend.data, names)
+        values, task_arrays = backend.task_state()
+        arrays = {f"data/{name}": array for name, array in data.items()}
+        arrays |= {f"model/{name}": array for name, array in self._fields.changed().items()}
+        arrays |= {f"task/{name}": array for name, array in task_arrays.items()}
+        arrays["last_observation"] = self._last_observation
+        episode = {"periods": self._periods, "ended": self._ended}
+        header = {"task": self._config.task, "spec_hash": self._spec.spec_hash}
+        return pack(arrays, {**header, "flags": flags, "values": values, "episode": episode})
+
+    def set_state(self, state: bytes) -> None:
+        """Continue from `get_state` of an environment made from the same configuration.
+
+        Raises:
+            MpoRobotError: the state is of another task, or no state at all.
+        """
+        arrays, values = unpack(state)
+        if values["spec_hash"] != self._spec.spec_hash:
+            raise MpoRobotError(f"the state is of task {values['task']}, this environment is {self._config.task}")
+        parts: dict[str, dict[str, npt.NDArray[Any]]] = {"data": {}, "model": {}, "task": {}}
+        for name, array in arrays.items():
+            part, _, key = name.partition("/")
+            if key:
+                parts[part][key] = array
+        backend = self._backend
+        self._fields.restore(parts["model"])
+        restore_integration(backend.model, backend.data, parts["data"])
+        backend.restore_derived()
+        restore_arrays(backend.data, parts["data"], values["flags"])
+        backend.set_task_state(values["values"], parts["task"])
+        self._periods, self._ended = int(values["episode"]["periods"]), bool(values["episode"]["ended"])
+        self._last_observation = arrays["last_observation"]
+
+    def close(self) -> None:
+        """Release the simulator. May be called twice."""
+        self._backend.close()

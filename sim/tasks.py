@@ -1,0 +1,68 @@
+"""Task names: `dm_control:DOMAIN-TASK` and `gymnasium:ID`. Only the backend of the wanted task is imported."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+from mpo_robot.errors import ConfigError
+from sim.backend import Backend
+
+Entry = TypeVar("Entry")
+
+
+def make_backend(task: str) -> Backend:
+    """Load a task by name.
+
+    Raises:
+        ConfigError: no such backend or task; the text names the nearest.
+    """
+    prefix, separator, name = task.partition(":")
+    if prefix == "dm_control" and separator:
+        from sim import dm_control_backend
+
+        key = find(name, dm_control_backend.known_tasks(), "dm_control:")
+        return dm_control_backend.DmControlBackend(*key)
+    if prefix == "gymnasium" and separator:
+        from sim import gymnasium_backend
+
+        return gymnasium_backend.GymnasiumBackend(find(name, gymnasium_backend.known_tasks(), "gymnasium:"))
+    hint = suggestions(task, task_names()) or "dm_control:cartpole-swingup, gymnasium:HalfCheetah-v4"
+    raise ConfigError(f"task {task!r} must start with dm_control: or gymnasium:, for example {hint}")
+
+
+def task_names() -> list[str]:
+    """Every task of both backends, in canonical spelling."""
+    from sim import dm_control_backend, gymnasium_backend
+
+    return [f"dm_control:{name}" for name in dm_control_backend.known_tasks()] + [
+        f"gymnasium:{name}" for name in gymnasium_backend.known_tasks()
+    ]
+
+
+def find(name: str, known: Mapping[str, tuple[str, str]] | Mapping[str, str], prefix: str):
+    """Entry of `known` for `name`, whatever its case, dashes or underscores.
+
+    Raises:
+        ConfigError: no entry; names the nearest ones.
+    """
+    wanted = fold(name)
+    for candidate, entry in known.items():
+        if fold(candidate) == wanted:
+            return entry
+    hint = suggestions(name, known)
+    text = f"did you mean {', '.join(prefix + near for near in hint.split(', '))}?" if hint else "no name is similar"
+    raise ConfigError(f"unknown task {prefix}{name}: {text}")
+
+
+def suggestions(name: str, known: Iterable[str]) -> str:
+    """Up to three of the nearest known names, comma-separated; empty if none is near."""
+    folded = {fold(candidate): candidate for candidate in known}
+    near = difflib.get_close_matches(fold(name), folded, n=3, cutoff=0.5)
+    return ", ".join(folded[key] for key in near)
+
+
+def fold(name: str) -> str:
+    """Spelling in which names are compared."""
+    return name.lower().replace("-", "_")
