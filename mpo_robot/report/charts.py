@@ -35,8 +35,6 @@ _STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.7,
     "xtick.color": INK,
     "ytick.color": INK,
-    "legend.frameon": False,
-    "legend.fontsize": 9.0,
     "lines.linewidth": 1.6,
     "figure.facecolor": "none",
 }
@@ -93,6 +91,11 @@ def thin(x: Array, y: Array, points: int = 400) -> tuple[Array, Array]:
     starts = np.linspace(0, len(x), points, endpoint=False).astype(int)
     counts = np.diff(np.append(starts, len(x)))
     return np.add.reduceat(x, starts) / counts, np.add.reduceat(y, starts) / counts
+
+
+def draw_legend(axes: Any, ncols: int = 1, loc: str = "best") -> None:
+    """Legend without a box, in the page's ink."""
+    axes.legend(loc=loc, ncols=ncols, frameon=False, fontsize=9.0, labelcolor=INK)
 
 
 def draw_steps_axis(axes: Any, label: str = "environment steps") -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mpo_robot.report.charts import INK, SERIES, SOFT, Chart
+from mpo_robot.report.charts import INK, SERIES, SOFT, Chart, draw_legend
 from mpo_robot.report.log_summary import LogSummary, percentiles
 from mpo_robot.report.run_figures import Figure
 
@@ -41,7 +41,7 @@ def latency(logs: Sequence[LogSummary]) -> Figure | None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set_xlabel("latency [µs]")
     axes.set_ylabel("steps")
-    axes.legend(loc="best")
+    draw_legend(axes)
     caption = f"Time from sending the observation to receiving the action, {len(values):,} steps of the policy."
     return Figure("Action latency", caption, chart.svg("latency"))
 
@@ -62,7 +62,7 @@ def sources(logs: Sequence[LogSummary]) -> Figure | None:
     chart.axes[0].set_ylabel("steps by source [%]")
     chart.axes[0].set_ylim(0, 119)
     chart.axes[0].set_yticks((0, 25, 50, 75, 100))
-    chart.axes[0].legend(loc="upper left", ncols=3)
+    draw_legend(chart.axes[0], ncols=3, loc="upper left")
     misses = np.array([log.deadline_misses for log in used])
     chart.axes[1].bar(index, misses, 0.9, color=SERIES[1])
     chart.axes[1].set_ylabel("deadline misses")
@@ -79,7 +79,8 @@ def versions(logs: Sequence[LogSummary]) -> Figure | None:
     """Returns of the episodes of each policy version, versions in order of first use."""
     groups: dict[str, list[float]] = {}
     for log in logs:
-        if log.steps and not log.unknown_rewards:
+        # The return of an episode that was cut off in the middle, or not rewarded yet, compares with nothing.
+        if log.end != "unfinished" and not log.unknown_rewards:
             groups.setdefault(log.main_policy_version[:8] or "none", []).append(log.total_reward)
     if not groups:
         return None
@@ -93,7 +94,7 @@ def versions(logs: Sequence[LogSummary]) -> Figure | None:
     axes.set_xlim(-0.6, len(groups) - 0.4)
     axes.tick_params(axis="x", labelrotation=0 if len(groups) <= 6 else 90)
     axes.set_ylabel("return")
-    caption = "One point per logged episode; the bar is the mean. Versions in order of first use."
+    caption = "One point per finished episode; the bar is the mean. Versions in order of first use."
     return Figure("Returns by policy version", caption, chart.svg("versions"))
 
 
@@ -110,7 +111,13 @@ def gap(demo: Mapping[str, Any]) -> Figure | None:
         axes.bar(position, mean, 0.6, color=colors[label])
         axes.errorbar(position, mean, yerr=spread, color=INK, linewidth=1.2, capsize=4)
         axes.annotate(
-            f"{mean:.1f}", (position, mean + spread), (0, 5), textcoords="offset points", ha="center", fontweight="bold"
+            f"{mean:.1f}",
+            (position, mean + spread),
+            (0, 5),
+            textcoords="offset points",
+            ha="center",
+            color=INK,
+            fontweight="bold",
         )
     axes.axhline(0.0, color=INK, linewidth=0.8)
     axes.margins(y=0.15)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mpo_robot.report.charts import INK, SERIES, SOFT, Chart, draw_steps_axis, short_count, thin
+from mpo_robot.report.charts import INK, SERIES, SOFT, Chart, draw_legend, draw_steps_axis, short_count, thin
 from mpo_robot.report.run_data import RunData, Table, column, finite
 
 
@@ -36,7 +36,7 @@ def learning_curve(run: RunData) -> Figure | None:
         axes.plot(steps, mean, color=SERIES[0], marker="o", markersize=3.5, label="evaluation, mean ± std")
     draw_steps_axis(axes)
     axes.set_ylabel("return")
-    axes.legend(loc="best")
+    draw_legend(axes)
     caption = "Undiscounted return. Evaluations use the mean action on the nominal task."
     return Figure("Learning curve", caption, chart.svg("learning"))
 
@@ -56,7 +56,7 @@ def constraints(run: RunData) -> Figure | None:
     axes.set_yscale("log")
     draw_steps_axis(axes)
     axes.set_ylabel("KL / bound")
-    axes.legend(loc="best", ncols=2)
+    draw_legend(axes, ncols=2)
     caption = (
         "Each divergence divided by its bound. At or below the dashed line the constraint holds; "
         "the duals push back what lies above."
@@ -78,7 +78,7 @@ def duals(run: RunData) -> Figure | None:
     chart.axes[0].set_yscale("log")
     draw_steps_axis(chart.axes[0])
     chart.axes[0].set_ylabel("dual value")
-    chart.axes[0].legend(loc="best", ncols=2)
+    draw_legend(chart.axes[0], ncols=2)
     caption = "Temperature of the E-step and multipliers of the M-step constraints."
     return Figure("Dual variables", caption, chart.svg("duals"))
 
@@ -107,7 +107,7 @@ def q_statistics(run: RunData) -> Figure | None:
     _line(axes, run.metrics, "q_mean", SERIES[1], "mean")
     draw_steps_axis(axes)
     axes.set_ylabel("Q [reward]")
-    axes.legend(loc="best")
+    draw_legend(axes)
     caption = "Values of the critic on each logged batch. Growth without growing returns means overestimation."
     return Figure("Q values", caption, chart.svg("qvalues"))
 

@@ -1,0 +1,79 @@
+"""What `mpo-robot inspect` tells about a run folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpo_robot.cli.inspect_policy import describe_registry, describe_spec
+from mpo_robot.errors import ConfigError, MpoRobotError
+from mpo_robot.report.run_data import RunData, Table, read_run
+from mpo_robot.run_folder import RunFolder
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Task, progress, last evaluation, checkpoints, policies, versions and configuration of a run.
+
+    Raises:
+        ConfigError: not a run folder, or one of its files is damaged.
+    """
+    run = read_run(path)
+    return {
+        "task": run.task,
+        "seed": run.config.get("seed", 0),
+        "started": run.record.get("started_wall_time"),
+        "progress": {name: _count(value) for name, value in run.progress.items()} or None,
+        "last_evaluation": _last_row(run.evaluations, "return_mean"),
+        "best_return": _best(run),
+        "last_metrics": _last_row(run.metrics, "loss_critic"),
+        "last_learning": _last_row(run.learning, "learner_steps"),
+        "checkpoints": list(run.checkpoints) or None,
+        "policies": _policies(path),
+        "interface": _interface(path),
+        "versions": run.record.get("versions"),
+        "machine": run.record.get("machine"),
+        "git": run.record.get("git"),
+        "command": " ".join(map(str, run.record.get("command", []))) or None,
+        "config": run.config,
+    }
+
+
+def _interface(path: Path) -> dict[str, Any] | None:
+    try:
+        spec = RunFolder(path).spec()
+    except FileNotFoundError:
+        return None
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"cannot read the policy spec of {path}: {error}") from error
+    return {"spec_hash": spec.spec_hash, **describe_spec(spec)}
+
+
+def _policies(path: Path) -> dict[str, Any] | str | None:
+    folder = RunFolder(path).policies
+    if not folder.exists():
+        return None
+    try:
+        return describe_registry(folder)
+    except MpoRobotError as error:  # the rest of the run is still worth showing
+        return f"unreadable: {error}"
+
+
+def _last_row(table: Table, required: str) -> dict[str, Any] | None:
+    """The newest row in which `required` has a value."""
+    rows = np.flatnonzero(np.isfinite(table[required])) if required in table else []
+    if not len(rows):
+        return None
+    row = {name: float(values[rows[-1]]) for name, values in table.items()}
+    return {name: _count(value) for name, value in row.items() if np.isfinite(value)}
+
+
+def _best(run: RunData) -> float | None:
+    means = run.evaluations.get("return_mean")
+    return float(np.nanmax(means)) if means is not None and np.isfinite(means).any() else None
+
+
+def _count(value: float) -> float | int:
+    return int(value) if value.is_integer() else value
