@@ -55,7 +55,8 @@ class NumpyActor:
     def sample(self, observation: FloatArray, rng: np.random.Generator) -> SampledAction:
         """Sample an action and its exact log density."""
         mean, stddev = self.distribution(observation)
-        action = mean + stddev * rng.standard_normal(len(mean), np.float32)
+        noise: FloatArray = rng.standard_normal(len(mean), dtype=np.float32)
+        action = (mean + stddev * noise).astype(np.float32, copy=False)
         standardized = (action.astype(np.float64) - mean) / stddev
         density = 0.5 * standardized @ standardized + np.log(stddev.astype(np.float64)).sum()
         return SampledAction(action, -float(density) - _HALF_LOG_TWO_PI * len(mean))

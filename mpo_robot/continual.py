@@ -99,9 +99,9 @@ class ContinualLearner:
     def _restore(self, state: dict[str, Any], replay_file: Any) -> None:
         if int(state["environment_steps"]) < self._base_steps:
             raise ConfigError(
-                f"{self.folder.path} was trained on (to step {self._base_steps:,}) after logs had been learnt from at "
-                f"step {int(state['environment_steps']):,}. Move {self.checkpoints.parent} away to start from the newer "
-                "training checkpoint, and ingest the logs again."
+                f"{self.folder.path} was trained on to step {self._base_steps:,} after logs had been learnt from at "
+                f"step {int(state['environment_steps']):,}. Move {self.checkpoints.parent} away to start from the "
+                "newer training checkpoint, and ingest the logs again."
             )
         self.learner.load_state_dict(state["learner"])
         self.rng = rng_from_json(state["rng"])

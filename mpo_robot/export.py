@@ -45,6 +45,11 @@ class ParityResult(NamedTuple):
 class ExportedPolicy(nn.Module):
     """Normaliser, policy and command scaling as one graph: obs [batch, O] -> actions, stddev [batch, A]."""
 
+    offset: Tensor
+    scale: Tensor
+    command_center: Tensor
+    command_half_range: Tensor
+
     def __init__(self, policy: GaussianPolicy, normalizer: RunningNormalizer | None, spec: PolicySpec) -> None:
         super().__init__()
         self.policy = policy

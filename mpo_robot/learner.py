@@ -17,8 +17,21 @@ from mpo_robot.losses.gaussian import entropy, log_prob
 from mpo_robot.losses.mstep import Gaussian, MStep, decoupled_mstep, noise_moments
 from mpo_robot.losses.returns import off_policy_returns, trace_coefficients
 from mpo_robot.mpo_config import LearnerConfig
-from mpo_robot.networks import CriticEnsemble, GaussianPolicy, flatten_parameters
+from mpo_robot.networks import CriticEnsemble, GaussianPolicy, flat_gradient, flatten_parameters
 from mpo_robot.replay import SequenceBatch
+
+
+class TensorBatch(NamedTuple):
+    """A `SequenceBatch` as tensors that share its memory."""
+
+    observation: Tensor  # [B, L + 1, O] normalised
+    action: Tensor  # [B, L, A] as sampled
+    reward: Tensor  # [B, L]
+    terminated: Tensor  # [B, L]
+    behavior_log_prob: Tensor  # [B, L]
+    trace_valid: Tensor  # [B, L]
+    is_transition: Tensor  # [B, L]
+    policy_state: Tensor  # [B, L + 1]
 
 
 class TargetPass(NamedTuple):
@@ -98,12 +111,12 @@ class Learner:
             reward_scale: Rewards are divided by it for the critic.
             want_metrics: Return `Metrics` (costs a few tenths of a millisecond), else None.
         """
-        tensors = SequenceBatch(*(torch.from_numpy(array) for array in batch))  # type: ignore[arg-type]
+        tensors = TensorBatch(*(torch.from_numpy(array) for array in batch))
         target = self.target_pass(tensors, reward_scale)
         loss_critic = self.critic_loss(tensors, target.returns)
-        state_weights = tensors.policy_state.flatten()  # type: ignore[union-attr]
+        state_weights = tensors.policy_state.flatten()
         state_weights = state_weights / state_weights.sum()
-        observation = tensors.observation.flatten(0, 1)  # type: ignore[call-arg]
+        observation = tensors.observation.flatten(0, 1)
         online = self.online_policy(observation)
         estep = nonparametric_estep(target.q_values, self.duals.temperature, self.config.mpo.epsilon, state_weights)
         moments = [noise_moments(estep.normalized_weights, target.noise)]
@@ -140,52 +153,53 @@ class Learner:
         return metrics
 
     @torch.no_grad()
-    def target_pass(self, batch: SequenceBatch, reward_scale: float) -> TargetPass:
-        """Sample actions, value them, and form the Retrace targets, for tensors of a `SequenceBatch`."""
+    def target_pass(self, batch: TensorBatch, reward_scale: float) -> TargetPass:
+        """Sample actions, value them, and form the Retrace targets, for a batch with normalised observations."""
         sequences, steps = batch.reward.shape
-        observation = batch.observation.flatten(0, 1)  # type: ignore[call-arg]  # [S, O]
+        observation = batch.observation.flatten(0, 1)  # [S, O]
         policy = self.target_policy(observation)
         noise = torch.randn(self.config.mpo.num_samples, *policy.mean.shape, generator=self.generator)
         actions = torch.addcmul(policy.mean, noise, policy.stddev)
         q_values = self.target_critic.target_values(observation, actions.clamp(-1.0, 1.0))
         value = q_values.mean(dim=0).view(sequences, steps + 1)
         before = Gaussian(*(item.view(sequences, steps + 1, -1)[:, :-1] for item in policy))
-        taken = batch.action.clamp(-1.0, 1.0)  # type: ignore[attr-defined]
+        taken = batch.action.clamp(-1.0, 1.0)
         q_taken = self.target_critic.target_values(
             batch.observation[:, :-1].flatten(0, 1),
-            taken.flatten(0, 1).unsqueeze(0),  # type: ignore[call-arg]
+            taken.flatten(0, 1).unsqueeze(0),
         ).view(sequences, steps)
-        log_rhos = log_prob(before.mean, before.stddev, batch.action) - batch.behavior_log_prob  # type: ignore[arg-type]
+        log_rhos = log_prob(before.mean, before.stddev, batch.action) - batch.behavior_log_prob
         valid = (batch.trace_valid > 0) & (batch.is_transition > 0)
-        coefficients = trace_coefficients(log_rhos, valid, self.config.retrace_lambda)  # type: ignore[arg-type]
+        coefficients = trace_coefficients(log_rhos, valid, self.config.retrace_lambda)
         discount_t = self.config.discount * (1.0 - batch.terminated)
         returns = off_policy_returns(
             batch.reward / reward_scale,
             discount_t,
             value[:, 1:],
             q_taken,
-            coefficients,  # type: ignore[arg-type]
+            coefficients,
         )
         return TargetPass(policy, noise, actions, q_values, returns, coefficients)
 
-    def critic_loss(self, batch: SequenceBatch, returns: Tensor) -> Tensor:
+    def critic_loss(self, batch: TensorBatch, returns: Tensor) -> Tensor:
         """Mean squared error of all critics to the targets over the rows that are transitions."""
-        observation = batch.observation[:, :-1].flatten(0, 1)  # type: ignore[call-arg]
-        values = self.online_critic(observation, batch.action.clamp(-1.0, 1.0).flatten(0, 1))  # type: ignore[attr-defined]
+        observation = batch.observation[:, :-1].flatten(0, 1)
+        values = self.online_critic(observation, batch.action.clamp(-1.0, 1.0).flatten(0, 1))
         weights = batch.is_transition.flatten()
         error = (values - returns.flatten()).square().sum(dim=0)  # [B * L], summed over critics
-        return 0.5 * (weights * error).sum() / weights.sum().clamp(min=1.0)  # type: ignore[call-overload, union-attr]
+        return 0.5 * (weights * error).sum() / weights.sum().clamp(min=1.0)
 
     @torch.no_grad()
     def _step(self) -> None:
         if self.config.grad_clip_norm is not None:
             for flat in (self._policy, self._critic):
-                norm = torch.linalg.vector_norm(flat.grad)
-                flat.grad.mul_((self.config.grad_clip_norm / (norm + 1e-6)).clamp(max=1.0))
+                gradient = flat_gradient(flat)
+                norm = torch.linalg.vector_norm(gradient)
+                gradient.mul_((self.config.grad_clip_norm / (norm + 1e-6)).clamp(max=1.0))
         for optimizer in self.optimizers.values():
             optimizer.step()
         for flat in (self._policy, self._critic, self._duals):
-            flat.grad.zero_()
+            flat_gradient(flat).zero_()
         self.duals.clamp_()
         self.learner_steps += 1
         rate, period = self.config.target_update_rate, self.config.target_update_period
@@ -204,13 +218,13 @@ class Learner:
         online: Gaussian,
         target: TargetPass,
         kl_q: float,
-        batch: SequenceBatch,
+        batch: TensorBatch,
         reward_scale: float,
     ) -> Metrics:
         mpo = self.config.mpo
         kl_mean = mstep.penalty_mean.kl / mpo.epsilon_mean
         outside = (target.actions.abs() > 1.0).any(dim=-1)
-        in_transition = batch.is_transition.sum().clamp(min=1.0)  # type: ignore[call-overload, union-attr]
+        in_transition = batch.is_transition.sum().clamp(min=1.0)
         return Metrics(
             loss_critic=float(loss_critic),
             loss_policy_mean=float(mstep.loss_policy_mean),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -135,12 +136,15 @@ class CriticEnsemble(nn.Module):
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
         """All members' values, [num_critics, S]."""
-        return torch.stack([member(observation, action) for member in self.members])
+        return torch.stack([member(observation, action) for member in self._critics()])
+
+    def _critics(self) -> list[Critic]:
+        return [cast(Critic, member) for member in self.members]
 
     @torch.no_grad()
     def target_values(self, observation: Tensor, actions: Tensor) -> Tensor:
         """Combined values [N, S] of actions [N, S, A], without gradient."""
-        return self.combine(torch.stack([member.many_actions(observation, actions) for member in self.members]))  # type: ignore[operator]
+        return self.combine(torch.stack([member.many_actions(observation, actions) for member in self._critics()]))
 
     def combine(self, values: Tensor) -> Tensor:
         """Minimum or mean over the first axis."""
@@ -162,3 +166,9 @@ def flatten_parameters(module: nn.Module) -> Tensor:
         parameter.grad = flat.grad[start:end].view(parameter.shape)
         start = end
     return flat
+
+
+def flat_gradient(flat: Tensor) -> Tensor:
+    """Gradient tensor of a flat parameter tensor made by `flatten_parameters`."""
+    assert flat.grad is not None
+    return flat.grad

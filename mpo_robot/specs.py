@@ -129,22 +129,23 @@ class PolicySpec:
     @cached_property
     def command_center(self) -> npt.NDArray[np.float32]:
         """Middle of the command range, [A]."""
-        return (self.command_low + self.command_high) / 2
+        return ((self.command_low + self.command_high) / 2).astype(np.float32)
 
     @cached_property
     def command_half_range(self) -> npt.NDArray[np.float32]:
         """Half the width of the command range, [A]."""
-        return (self.command_high - self.command_low) / 2
+        return ((self.command_high - self.command_low) / 2).astype(np.float32)
 
     def to_command(self, action: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Physical command for an action [..., A]: clipped to [-1, 1], then scaled to the command bounds."""
         clipped = np.clip(np.asarray(action, np.float32), -1.0, 1.0)
         command = self.command_center + self.command_half_range * clipped
-        return np.clip(command, self.command_low, self.command_high)
+        return np.clip(command, self.command_low, self.command_high).astype(np.float32, copy=False)
 
     def to_action(self, command: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Action for a physical command [..., A]; not clipped, so that a command outside the bounds stays visible."""
-        return (np.asarray(command, np.float32) - self.command_center) / self.command_half_range
+        action = (np.asarray(command, np.float32) - self.command_center) / self.command_half_range
+        return action.astype(np.float32, copy=False)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form at full precision; the input of `spec_hash`."""

@@ -154,10 +154,8 @@ class Demo:
         directory = self.folder / logs
         name = "demo_real_time" if real_time else "demo"
         config = str(CONFIGS / "robots" / f"{name}.yaml")
-        command(
-            ["run-robot", "--config", config, "--endpoint", endpoint, "--log-dir", str(directory)]
-            + ["--episodes", str(episodes), f"seed={seed}"]
-        )
+        options = ["--endpoint", endpoint, "--log-dir", str(directory), "--episodes", str(episodes)]
+        command(["run-robot", "--config", config, *options, f"seed={seed}"])
         contents = [read_log(path) for path in sorted(directory.glob("*.mcap"))]
         broken = [log.problem for log in contents if not log.complete]
         if broken:

@@ -82,8 +82,11 @@ def run_trainer(trainer: Trainer, config: RunConfig, quiet: bool = False) -> Non
         )
         sys.stdout.flush()
 
+    def show_progress(step: int) -> None:
+        bar.update(step - bar.n)
+
     try:
-        trainer.run(show_evaluation, lambda step: bar.update(step - bar.n))
+        trainer.run(show_evaluation, show_progress)
     finally:
         bar.close()
         for number, handler in handlers.items():

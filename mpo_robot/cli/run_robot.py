@@ -1,0 +1,131 @@
+"""`mpo-robot run-robot`: run the control loop of a simulated or real robot. Needs no torch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from deploy.control_loop import EpisodeResult
+from deploy.loop_statistics import merge, table
+from deploy.robot import Robot
+from deploy.robot_config import RobotConfig, RobotSection, build_parts, load_driver
+from deploy.session import run_session
+from deploy.stopping import StopSignals
+from mpo_robot.config import apply_overrides, build, read_yaml
+from mpo_robot.errors import ConfigError, MpoRobotError
+
+EPILOG = """\
+One MCAP log per episode goes to the log directory. Ctrl-C, SIGTERM and a lost terminal stop the robot cleanly within
+one control period. Exit code: 0 all episodes done or stopped by the operator; 1 stopped by a fault (fallback ladder at
+its end, safety, driver, log); 2 bad input, no server, or a policy that does not fit the robot. Examples:
+
+  mpo-robot run-robot --config configs/robots/simulated_cartpole.yaml --policy policy.onnx
+  mpo-robot run-robot --config configs/robots/simulated_cartpole.yaml --policy policy.onnx policy=local loop.pace=fast
+  mpo-robot run-robot --config my_robot.yaml --episodes 0 --log-dir logs/today --endpoint tcp://127.0.0.1:5555
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `run-robot`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, over --config")
+    parser.add_argument("--config", required=True, type=Path, help="robot YAML (see configs/robots/)")
+    parser.add_argument("--episodes", type=int, metavar="N", help="how many to run; 0 runs until stopped")
+    parser.add_argument("--log-dir", metavar="DIR", help='where logs go; "" writes none')
+    parser.add_argument("--endpoint", help="policy server, tcp://HOST:PORT or ipc://PATH")
+    parser.add_argument("--policy", metavar="FILE", help="ONNX policy in this process: for the ladder, or policy=local")
+    parser.add_argument("--seed", type=int, help="of the start states and of local sampling")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the episodes; see `EPILOG` for the exit code."""
+    config = load_robot_config(args)
+    with StopSignals() as signals:
+        robot = _make_robot(config.robot)
+        parts, policy_line = build_parts(config, robot.spec, signals.requested)
+        print(_plan(config, robot, policy_line), flush=True)
+        try:
+            results = run_session(
+                robot,
+                parts,
+                name=config.robot.name,
+                episodes=config.episodes,
+                seed=config.seed,
+                on_result=lambda result: print(_line(result), flush=True),
+            )
+        except MpoRobotError:
+            raise
+        except Exception:
+            traceback.print_exc()
+            print("mpo-robot run-robot: stopped by the error above; the robot was stopped first", file=sys.stderr)
+            return 1
+    return _conclude(results, robot.spec.control_dt)
+
+
+def load_robot_config(args: argparse.Namespace) -> RobotConfig:
+    """Configuration file, then key=value overrides, then options of their own."""
+    data: dict[str, Any] = apply_overrides(read_yaml(args.config), args.overrides)
+    for section, key, value in (
+        (None, "episodes", args.episodes),
+        (None, "policy_path", args.policy),
+        (None, "seed", args.seed),
+        ("log", "directory", args.log_dir),
+        ("server", "endpoint", args.endpoint),
+    ):
+        if value is None:
+            continue
+        target = data if section is None else data.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise ConfigError(f"{section} must be a section (a mapping), got {target!r}")
+        target[key] = value
+    return build(RobotConfig, data)
+
+
+def _make_robot(section: RobotSection) -> Robot:
+    if section.kind == "module":
+        return load_driver(section)
+    from sim.robot import SimulatedRobot, SimulatedRobotConfig  # only here: a real robot's computer has no simulator
+
+    return SimulatedRobot(build(SimulatedRobotConfig, section.options, "robot.options."))
+
+
+def _plan(config: RobotConfig, robot: Robot, policy_line: str) -> str:
+    spec = robot.spec
+    count = "until stopped" if config.episodes == 0 else f"{config.episodes} episode(s)"
+    pace = f"{1 / spec.control_dt:.4g} Hz" if config.loop.is_real_time else "as fast as possible"
+    ladder = " -> ".join(rung.do + (f" {rung.ticks}" if rung.ticks else "") for rung in config.fallback.ladder)
+    return "\n".join(
+        (
+            f"robot    {config.robot.name} ({config.robot.module or config.robot.kind}), spec {spec.spec_hash[:12]}, "
+            f"{spec.observation_size} observations, {spec.action_size} commands",
+            f"run      {count}, {pace}",
+            f"actions  {policy_line}",
+            f"ladder   {ladder}",
+            f"logs     {config.log.directory or 'none'}",
+        )
+    )
+
+
+def _line(result: EpisodeResult) -> str:
+    stats = result.statistics
+    text = (
+        f"{result.episode_id}: {result.steps} steps, return {result.undiscounted_return:.1f}, {result.reason.value}, "
+        f"policy {result.policy_version[:12]}, {stats.deadline_misses} misses, {stats.modified} modified"
+    )
+    return text + (f"\n  {result.detail}" if result.detail else "")
+
+
+def _conclude(results: list[EpisodeResult], control_dt: float) -> int:
+    if results:
+        print(table(merge((result.statistics for result in results), control_dt)))
+    log_errors = [result.log_error for result in results if result.log_error]
+    for error in log_errors:
+        print(f"mpo-robot run-robot: the log could not be written: {error}", file=sys.stderr)
+    faults = [result for result in results if result.reason.is_fault]
+    for result in faults:
+        print(f"mpo-robot run-robot: {result.reason.value} stop: {result.detail}", file=sys.stderr)
+    return 1 if faults or log_errors else 0
