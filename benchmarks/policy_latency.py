@@ -166,34 +166,23 @@ def run(calls: int, loop_seconds: float) -> Row:
         "policy": {"observation_size": 17, "action_size": 6, "hidden": list(HIDDEN)},
         "latency": rows,
         "loop": measure_loop(loop_seconds),
-        "bar": {
-            "round_trip_tcp_p50_us": BAR_ROUND_TRIP_P50_US,
-            "met": bool(rows[2]["p50_us"] <= BAR_ROUND_TRIP_P50_US),
-        },
+        "bar": {"round_trip_tcp_p50_us": BAR_ROUND_TRIP_P50_US, "met": met},
     }
 
 
 def print_table(result: Row) -> None:
     """The result for people."""
-    machine = result["machine"]
-    print(
-        f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_average_1min']:.1f}; {result['commit'][:12]}"
-    )
+    machine, revision = result["machine"], result["commit"][:12]
+    print(f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_average_1min']:.1f}; commit {revision}")
     print(f"{'':34}{'calls':>8}{'p50':>10}{'p99':>10}{'max':>10}   us")
     for row in result["latency"]:
-        print(
-            f"{row['name']:34}{row['count']:8d}{row['p50_us']:10.1f}{row['p99_us']:10.1f}{row['max_us']:10.1f}", end=""
-        )
-        inside = (
-            f"   server {row['server_p50_us']:.0f}, inference {row['inference_p50_us']:.0f}" if "missed" in row else ""
-        )
-        print(inside)
+        line = f"{row['name']:34}{row['count']:8d}{row['p50_us']:10.1f}{row['p99_us']:10.1f}{row['max_us']:10.1f}"
+        if "missed" in row:
+            line += f"   p50 in server {row['server_p50_us']:.0f}, in policy {row['inference_p50_us']:.0f}"
+        print(line)
     for row in result["loop"]:
-        print(
-            "   ".join(
-                f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
-            )
-        )
+        values = (f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items())
+        print("   ".join(values))
     bar = result["bar"]
     print(f"bar: tcp round trip p50 <= {bar['round_trip_tcp_p50_us']:.0f} us: {'met' if bar['met'] else 'MISSED'}")
 
