@@ -18,7 +18,8 @@ import numpy.typing as npt
 from mpo_robot.specs import TermSpec
 from mpo_robot.types import FloatArray
 
-_BAD_STATE = slice(int(mujoco.mjtWarning.mjWARN_BADQPOS), int(mujoco.mjtWarning.mjWARN_BADQACC) + 1)
+# MuJoCo's counters of NaN, infinite or huge states, after which it resets itself. Any one means divergence.
+BAD_STATE = slice(int(mujoco.mjtWarning.mjWARN_BADQPOS), int(mujoco.mjtWarning.mjWARN_BADQACC) + 1)
 
 
 class PeriodResult(NamedTuple):
@@ -80,8 +81,12 @@ class Backend(abc.ABC):
         """A new observation [O] of the present state."""
 
     @abc.abstractmethod
-    def model_changed(self) -> None:
-        """Bring derived quantities up to date after the model or the position was changed."""
+    def refresh_start(self) -> None:
+        """Bring derived quantities up to date after the model or the pose was changed at a reset."""
+
+    @abc.abstractmethod
+    def refresh_running(self) -> None:
+        """The same between two control periods, leaving alone what the task expects to lag behind."""
 
     @abc.abstractmethod
     def task_state(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
@@ -98,10 +103,6 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """Release the simulator. May be called twice."""
-
-    def diverged(self) -> bool:
-        """MuJoCo met a NaN, infinite or huge state in this episode and reset itself."""
-        return bool(self.data.warning.number[_BAD_STATE].any())
 
 
 @contextlib.contextmanager

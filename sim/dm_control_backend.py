@@ -117,9 +117,13 @@ class DmControlBackend(Backend):
             flat[place] = value.ravel() if nested else value
         return flat
 
-    def model_changed(self) -> None:
+    def refresh_start(self) -> None:
         """As dm_control does after a reset: forward without actuation."""
         self._physics.after_reset()
+
+    def refresh_running(self) -> None:
+        """The first half of a step, with which `run_physics` expects to be preceded."""
+        mujoco.mj_step1(self.model, self.data)
 
     def task_state(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
         """The task's attributes and its generator."""
@@ -140,7 +144,7 @@ class DmControlBackend(Backend):
                 setattr(self._task, name, array.copy())
 
     def restore_derived(self) -> None:
-        """The first half of a step, with which `run_physics` expects to be preceded."""
+        """The first half of a step: constraints of the saved state."""
         mujoco.mj_step1(self.model, self.data)
 
     def close(self) -> None:

@@ -14,16 +14,24 @@ import numpy.typing as npt
 from mpo_robot.errors import MpoRobotError
 from mpo_robot.specs import PolicySpec
 from mpo_robot.types import FloatArray, StepResult
-from sim.backend import Backend
+from sim.backend import BAD_STATE, Backend, PeriodResult
 from sim.config import EnvironmentConfig
+from sim.randomization_config import RandomizationConfig
+from sim.randomizer import Randomizer
 from sim.spec import build_spec
 from sim.state import ModelFields, capture_data, fixed_size_names, pack, restore_arrays, restore_integration, unpack
 
 
 class SimEnvironment:
-    """A task of either backend, optionally randomised. Made by `sim.make.make_environment`."""
+    """A task of either backend, optionally randomised. Made by `sim.make.make_environment`.
 
-    def __init__(self, backend: Backend, config: EnvironmentConfig):
+    Args:
+        backend: The task.
+        config: With its randomisation resolved.
+        stepwise: Prepare for being advanced by parts of a control period (see `sim.partial`).
+    """
+
+    def __init__(self, backend: Backend, config: EnvironmentConfig, stepwise: bool = False):
         self._backend, self._config = backend, config
         self._period_dt = backend.physics_steps * backend.physics_dt
         self._spec = build_spec(backend.model, backend.observation_terms, self._period_dt * config.action_repeat)
@@ -32,6 +40,12 @@ class SimEnvironment:
         self._center, self._half = self._spec.command_center, self._spec.command_half_range
         self._shape = (self._spec.action_size,)
         self._fields = ModelFields(backend.model)
+        self._warnings = backend.data.warning.number[BAD_STATE]
+        randomization = config.randomization or RandomizationConfig()
+        assert isinstance(randomization, RandomizationConfig)
+        self._randomizer: Randomizer | None = None
+        if randomization.terms or stepwise:
+            self._randomizer = Randomizer(backend, self._fields, randomization, config.startup_seed, stepwise)
         self._periods = 0
         self._ended = True
         self._last_observation = np.zeros(self._spec.observation_size, np.float32)
@@ -60,7 +74,16 @@ class SimEnvironment:
         """Start an episode; its first observation [O] and info. A seed makes everything after it repeat."""
         if seed is not None:
             self._backend.seed(seed)
-        observation, info = self._backend.reset()
+        randomizer = self._randomizer
+        if randomizer is None:
+            observation, info = self._backend.reset()
+        else:
+            if seed is not None:
+                randomizer.seed(seed)
+            randomizer.before_reset()
+            observation, info = self._backend.reset()
+            observation = randomizer.start_episode(observation)
+            info = {**info, "randomization": randomizer.values}
         self._periods, self._ended = 0, False
         self._last_observation = observation
         return observation, info
@@ -104,11 +127,22 @@ class SimEnvironment:
         return result
 
     def _one_period(self, command: FloatArray) -> StepResult:
-        observation, reward, terminated, truncated, info = self._backend.step(command)
+        randomizer = self._randomizer
+        if randomizer is None:
+            return self.finish_period(self._backend.step(command))
+        randomizer.before_period()
+        return self.finish_period(self._backend.step(command))
+
+    def finish_period(self, result: PeriodResult) -> StepResult:
+        """Count a control period, look for divergence and the time limit, and turn the state into a reading."""
+        observation, reward, terminated, truncated, info = result
         self._periods += 1
-        if self._backend.diverged():
-            info = {**info, "diverged": True}
-            return StepResult(self._last_observation, 0.0, False, True, info)
+        if self._warnings.any():
+            return StepResult(self._last_observation, 0.0, False, True, {**info, "diverged": True})
+        randomizer = self._randomizer
+        if randomizer is not None:
+            observation = randomizer.after_period(observation)
+            info["randomization"] = randomizer.values
         self._last_observation = observation
         return StepResult(observation, reward, terminated, truncated or self._periods >= self._period_limit, info)
 
@@ -122,9 +156,13 @@ class SimEnvironment:
         arrays |= {f"model/{name}": array for name, array in self._fields.changed().items()}
         arrays |= {f"task/{name}": array for name, array in task_arrays.items()}
         arrays["last_observation"] = self._last_observation
+        randomizer = None
+        if self._randomizer is not None:
+            randomizer, own = self._randomizer.state()
+            arrays |= {f"randomizer/{name}": array for name, array in own.items()}
         episode = {"periods": self._periods, "ended": self._ended}
         header = {"task": self._config.task, "spec_hash": self._spec.spec_hash}
-        return pack(arrays, {**header, "flags": flags, "values": values, "episode": episode})
+        return pack(arrays, {**header, "flags": flags, "values": values, "episode": episode, "randomizer": randomizer})
 
     def set_state(self, state: bytes) -> None:
         """Continue from `get_state` of an environment made from the same configuration.
@@ -135,7 +173,9 @@ class SimEnvironment:
         arrays, values = unpack(state)
         if values["spec_hash"] != self._spec.spec_hash:
             raise MpoRobotError(f"the state is of task {values['task']}, this environment is {self._config.task}")
-        parts: dict[str, dict[str, npt.NDArray[Any]]] = {"data": {}, "model": {}, "task": {}}
+        if (values["randomizer"] is None) != (self._randomizer is None):
+            raise MpoRobotError("the state and this environment differ in their randomisation")
+        parts: dict[str, dict[str, npt.NDArray[Any]]] = {"data": {}, "model": {}, "task": {}, "randomizer": {}}
         for name, array in arrays.items():
             part, _, key = name.partition("/")
             if key:
@@ -146,6 +186,8 @@ class SimEnvironment:
         backend.restore_derived()
         restore_arrays(backend.data, parts["data"], values["flags"])
         backend.set_task_state(values["values"], parts["task"])
+        if self._randomizer is not None:
+            self._randomizer.set_state(values["randomizer"], parts["randomizer"])
         self._periods, self._ended = int(values["episode"]["periods"]), bool(values["episode"]["ended"])
         self._last_observation = arrays["last_observation"]
 

@@ -107,9 +107,12 @@ class GymnasiumBackend(Backend):
         mujoco.mj_rnePostConstraint(self.model, self.data)
         return np.asarray(self._environment._get_obs(), np.float32)  # type: ignore[attr-defined]
 
-    def model_changed(self) -> None:
+    def refresh_start(self) -> None:
         """As `MujocoEnv.set_state` does after a reset."""
         mujoco.mj_forward(self.model, self.data)
+
+    def refresh_running(self) -> None:
+        """Nothing: `mj_step` recomputes all, and body positions must keep their lag, from which rewards are made."""
 
     def task_state(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
         """The environment's attributes (a goal, for example) and its generator."""

@@ -25,6 +25,7 @@ class ParameterInfo(NamedTuple):
         integer: Values are whole physics steps; both bounds can be drawn.
         minimum: No value, factor or absolute, may lie below.
         maximum: No absolute value may lie above.
+        positive: The minimum itself is not allowed either.
     """
 
     element: str
@@ -34,11 +35,12 @@ class ParameterInfo(NamedTuple):
     integer: bool = False
     minimum: float | None = None
     maximum: float | None = None
+    positive: bool = False
 
 
 PARAMETERS: dict[str, ParameterInfo] = {
-    "body_mass": ParameterInfo("body", minimum=0.0),
-    "body_inertia": ParameterInfo("body", operations=("scale",), minimum=0.0),
+    "body_mass": ParameterInfo("body", minimum=0.0, positive=True),
+    "body_inertia": ParameterInfo("body", operations=("scale",), minimum=0.0, positive=True),
     "body_com": ParameterInfo("body", operations=("add", "abs")),
     "geom_friction": ParameterInfo("geom", minimum=0.0),
     "joint_damping": ParameterInfo("joint", minimum=0.0),
@@ -178,6 +180,8 @@ class RandomizationTerm:
         if self.resolved_operation != "add":
             if minimum is not None and self.low is not None and self.low < minimum:
                 raise self._fail(f"low must be at least {minimum:g}, got {self.low:g}")
+            if self.info.positive and self.low == minimum:
+                raise self._fail(f"low must be above {minimum:g}")
             if maximum is not None and self.high is not None and self.high > maximum:
                 raise self._fail(f"high must be at most {maximum:g}, got {self.high:g}")
         if self.info.integer and not all(float(x or 0).is_integer() for x in (self.low, self.high)):

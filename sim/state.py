@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import mujoco
@@ -23,7 +23,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 _INTEGRATION = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 _FLAGS = ("flg_energypos", "flg_energyvel", "flg_subtreevel", "flg_rnepost")
 _UNCHANGING = ("mesh_", "tex_", "skin_", "bvh_", "oct_", "name", "paths", "text_", "mat_", "B_", "D_", "M_", "map")
-_STATISTICS = ("meaninertia", "meanmass", "meansize", "extent")
+_STATISTICS = ("stat.meaninertia", "stat.meanmass", "stat.meansize", "stat.extent")
 
 
 def pack(arrays: Mapping[str, npt.NDArray[Any]], values: Mapping[str, Any]) -> bytes:
@@ -55,6 +55,10 @@ class ModelFields:
         self._model = model
         self._compiled = {name: array.copy() for name, array in self._fields().items()}
 
+    def _field(self, name: str) -> npt.NDArray[Any]:
+        owner, _, attribute = name.rpartition(".")
+        return np.asarray(getattr(getattr(self._model, owner) if owner else self._model, attribute))
+
     def _fields(self) -> Arrays:
         model = self._model
         fields = {}
@@ -64,10 +68,7 @@ class ModelFields:
             value = getattr(model, name)
             if isinstance(value, np.ndarray) and value.size and value.dtype.kind in "biuf":
                 fields[name] = value
-        fields["opt.gravity"] = model.opt.gravity
-        for name in _STATISTICS:
-            fields[f"stat.{name}"] = np.asarray(getattr(model.stat, name))
-        return fields
+        return fields | {name: self._field(name) for name in ("opt.gravity", *_STATISTICS)}
 
     def changed(self) -> Arrays:
         """Copies of the fields that differ from the compiled model."""
@@ -79,14 +80,23 @@ class ModelFields:
 
     def restore(self, changed: Mapping[str, npt.NDArray[Any]]) -> None:
         """Compiled values everywhere but in `changed`."""
-        for name, present in self._fields().items():
-            wanted = changed.get(name, self._compiled[name])
-            if np.array_equal(present, wanted):
-                continue
+        self.write({**self._compiled, **changed})
+
+    def restore_only(self, names: Iterable[str]) -> None:
+        """Compiled values in those of the named fields that the model has."""
+        self.write({name: self._compiled[name] for name in names if name in self._compiled})
+
+    def copies(self, names: Iterable[str]) -> Arrays:
+        """Present values of the named fields."""
+        return {name: self._field(name).copy() for name in names}
+
+    def write(self, values: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Put values into fields."""
+        for name, value in values.items():
             if name.startswith("stat."):
-                setattr(self._model.stat, name[5:], float(wanted))
+                setattr(self._model.stat, name[5:], float(value))
             else:
-                present[...] = wanted
+                self._field(name)[...] = value
 
 
 def fixed_size_names(model: mujoco.MjModel) -> tuple[str, ...]:

@@ -22,12 +22,13 @@ def make_backend(task: str) -> Backend:
     if prefix == "dm_control" and separator:
         from sim import dm_control_backend
 
-        key = find(name, dm_control_backend.known_tasks(), "dm_control:")
-        return dm_control_backend.DmControlBackend(*key)
+        domain_and_task: tuple[str, str] = find(name, dm_control_backend.known_tasks(), "dm_control:")
+        return dm_control_backend.DmControlBackend(*domain_and_task)
     if prefix == "gymnasium" and separator:
         from sim import gymnasium_backend
 
-        return gymnasium_backend.GymnasiumBackend(find(name, gymnasium_backend.known_tasks(), "gymnasium:"))
+        identifier: str = find(name, gymnasium_backend.known_tasks(), "gymnasium:")
+        return gymnasium_backend.GymnasiumBackend(identifier)
     hint = suggestions(task, task_names()) or "dm_control:cartpole-swingup, gymnasium:HalfCheetah-v4"
     raise ConfigError(f"task {task!r} must start with dm_control: or gymnasium:, for example {hint}")
 
@@ -41,7 +42,7 @@ def task_names() -> list[str]:
     ]
 
 
-def find(name: str, known: Mapping[str, tuple[str, str]] | Mapping[str, str], prefix: str):
+def find(name: str, known: Mapping[str, Entry], prefix: str) -> Entry:
     """Entry of `known` for `name`, whatever its case, dashes or underscores.
 
     Raises:
