@@ -126,6 +126,7 @@ class Error(Message, frozen=True, kw_only=True, tag="error"):
 
 
 AnyMessage = Hello | Welcome | BeginEpisode | EpisodeReady | ActRequest | ActReply | Ping | Pong | Error
+_FLOAT32 = np.dtype("<f4")
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
 
@@ -178,7 +179,7 @@ def decode(frame: bytes) -> AnyMessage:
 
 def encode_array(values: npt.ArrayLike) -> bytes:
     """Raw little-endian float32 of a vector."""
-    return np.ascontiguousarray(values, "<f4").tobytes()
+    return np.asarray(values, _FLOAT32).tobytes()
 
 
 def decode_array(data: bytes, size: int, name: str) -> npt.NDArray[np.float32]:
@@ -189,7 +190,7 @@ def decode_array(data: bytes, size: int, name: str) -> npt.NDArray[np.float32]:
     """
     if len(data) != 4 * size:
         raise ProtocolError(f"{name} has {len(data)} bytes, expected {4 * size} ({size} float32)")
-    values = np.frombuffer(data, "<f4").astype(np.float32)
+    values = np.frombuffer(data, _FLOAT32).astype(np.float32)
     if not np.isfinite(values).all():
         raise ProtocolError(f"{name} holds NaN or infinity")
     return values

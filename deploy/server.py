@@ -87,8 +87,14 @@ class PolicyServer:
 
     def serve_once(self, timeout_ms: int) -> None:
         """Wait at most `timeout_ms` for messages, answer what has come, and do what is due."""
-        if self._socket.poll(timeout_ms):
-            self._answer_batch()
+        if self._socket.rcvtimeo != timeout_ms:
+            self._socket.rcvtimeo = timeout_ms
+        try:
+            first = self._socket.recv_multipart()  # waits with less overhead than a poll before it
+        except zmq.Again:
+            pass
+        else:
+            self._answer_batch(first)
         for identity, reply in self.handler.finish():
             self._send(identity, reply)
         now_ns = self._clock()
@@ -130,14 +136,17 @@ class PolicyServer:
         if self.config.security is not None:
             self._authenticator = secure_server(socket, self.config.security)
 
-    def _answer_batch(self) -> None:
-        """Read what has come; of several action requests of one client only the newest is worth an answer."""
+    def _answer_batch(self, parts: list[bytes]) -> None:
+        """Take in what has come, `parts` being the first of it, and answer.
+
+        Of several action requests of one client only the newest is worth an answer.
+        """
         requests: dict[bytes, tuple[ActRequest, int]] = {}
-        for _ in range(_BATCH):
-            try:
+        for number in range(_BATCH):
+            if number:
+                if not int(self._socket.events) & zmq.POLLIN:
+                    break
                 parts = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                break
             received_ns = self._clock()
             self.statistics.frames += 1
             identity, message = parts[0], self._decode(parts)
