@@ -14,6 +14,7 @@ import numpy.typing as npt
 from mpo_robot.errors import MpoRobotError
 from mpo_robot.specs import PolicySpec
 from mpo_robot.types import FloatArray, StepResult
+from sim.actuation import Actuation
 from sim.backend import BAD_STATE, Backend, PeriodResult
 from sim.config import EnvironmentConfig
 from sim.randomization_config import RandomizationConfig
@@ -70,6 +71,30 @@ class SimEnvironment:
         """What the environment was made from."""
         return self._config
 
+    @property
+    def ended(self) -> bool:
+        """No episode is under way."""
+        return self._ended
+
+    @property
+    def actuation(self) -> Actuation:
+        """Stepping by parts of a period, of an environment made `stepwise`."""
+        return self._stepwise.actuation
+
+    @property
+    def _stepwise(self) -> Randomizer:
+        if self._randomizer is None:
+            raise RuntimeError("this environment was not made with stepwise=True")
+        return self._randomizer
+
+    def begin_period(self) -> None:
+        """Due draws and pushes; for stepping by parts of a period."""
+        self._stepwise.before_period()
+
+    def reading(self) -> tuple[FloatArray, dict[str, Any]]:
+        """What the sensors show at this moment within a period [O], and info."""
+        return self._stepwise.reading(), {"randomization": self._stepwise.values}
+
     def reset(self, seed: int | None = None) -> tuple[FloatArray, dict[str, Any]]:
         """Start an episode; its first observation [O] and info. A seed makes everything after it repeat."""
         if seed is not None:
@@ -118,19 +143,16 @@ class SimEnvironment:
             raise ValueError(f"the action holds NaN: command {command}")
         result = self._one_period(command)
         for _ in range(self._config.action_repeat - 1):
-            if result.terminated or result.truncated:
+            if self._ended:
                 break
             earlier = result.reward
             result = self._one_period(command)
             result = result._replace(reward=earlier + result.reward)
-        self._ended = result.terminated or result.truncated
         return result
 
     def _one_period(self, command: FloatArray) -> StepResult:
-        randomizer = self._randomizer
-        if randomizer is None:
-            return self.finish_period(self._backend.step(command))
-        randomizer.before_period()
+        if self._randomizer is not None:
+            self._randomizer.before_period()
         return self.finish_period(self._backend.step(command))
 
     def finish_period(self, result: PeriodResult) -> StepResult:
@@ -138,13 +160,16 @@ class SimEnvironment:
         observation, reward, terminated, truncated, info = result
         self._periods += 1
         if self._warnings.any():
+            self._ended = True
             return StepResult(self._last_observation, 0.0, False, True, {**info, "diverged": True})
         randomizer = self._randomizer
         if randomizer is not None:
             observation = randomizer.after_period(observation)
             info["randomization"] = randomizer.values
         self._last_observation = observation
-        return StepResult(observation, reward, terminated, truncated or self._periods >= self._period_limit, info)
+        truncated = truncated or self._periods >= self._period_limit
+        self._ended = terminated or truncated
+        return StepResult(observation, reward, terminated, truncated, info)
 
     def get_state(self) -> bytes:
         """Everything needed to continue from here bit by bit."""

@@ -171,6 +171,12 @@ class Randomizer:
             self.sensing.capture(observation, self.actuation.now, self._generator)
         return self.sensing.read(self.actuation.now, self._generator)
 
+    def reading(self) -> FloatArray:
+        """What the sensors show now, within a period [O]."""
+        if not self._captures:
+            self._capture(self.actuation.now)
+        return self.sensing.read(self.actuation.now, self._generator)
+
     def _capture(self, step: int) -> None:
         self.sensing.capture(self._backend.observe(), step, self._generator)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 import mujoco
+import numpy as np
 
 from mpo_robot.specs import PolicySpec, TermSpec
+from mpo_robot.types import FloatArray
 
 _UNBOUNDED = 1e6
 
@@ -17,14 +19,27 @@ def build_spec(model: mujoco.MjModel, observation: tuple[TermSpec, ...], control
     An actuator without a control range (the LQR tasks have none, or 1e10) gets [-1, 1] in its own control unit,
     because a policy needs finite bounds.
     """
-    names = actuator_names(model)
     commands = []
-    for index in range(model.nu):
-        low, high = (float(x) for x in model.actuator_ctrlrange[index])
-        bounded = model.actuator_ctrllimited[index] and low < high and max(abs(low), abs(high)) < _UNBOUNDED
-        low, high = (low, high) if bounded else (-1.0, 1.0)
-        commands.append(TermSpec(names[index], 1, unit=_unit(model, index), low=(low,), high=(high,)))
+    for index, name in enumerate(actuator_names(model)):
+        low, high = _bounds(model, index)
+        commands.append(TermSpec(name, 1, unit=_unit(model, index), low=(low,), high=(high,)))
     return PolicySpec(observation=observation, command=tuple(commands), control_dt=control_dt)
+
+
+def rest_control(model: mujoco.MjModel, data: mujoco.MjData) -> FloatArray:
+    """Controls that make no effort, within the bounds, [A]: zero, or for position servos the present position."""
+    rest = np.zeros(model.nu, np.float32)
+    for index in range(model.nu):
+        if _unit(model, index) in ("rad", "m"):
+            rest[index] = data.qpos[model.jnt_qposadr[model.actuator_trnid[index, 0]]]
+    low, high = np.array([_bounds(model, index) for index in range(model.nu)], np.float32).T
+    return np.clip(rest, low, high)
+
+
+def _bounds(model: mujoco.MjModel, index: int) -> tuple[float, float]:
+    low, high = (float(x) for x in model.actuator_ctrlrange[index])
+    bounded = model.actuator_ctrllimited[index] and low < high and max(abs(low), abs(high)) < _UNBOUNDED
+    return (low, high) if bounded else (-1.0, 1.0)
 
 
 def actuator_names(model: mujoco.MjModel) -> list[str]:

@@ -1,0 +1,113 @@
+"""How a simulated robot's time passes: one control period per command, or with the clock.
+
+Shapes: O observation size, A command size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from mpo_robot.types import FloatArray, StepResult
+from sim.environment import SimEnvironment
+from sim.partial import PartialStepper
+
+
+class Measurement(NamedTuple):
+    """One reading of a simulated robot; the fields of deploy's `Measurement`.
+
+    Attributes:
+        observation: float32 [O].
+        monotonic_ns: When it was taken: by the clock in real time, else in simulated time.
+        reward: Of the transition that ended with this reading; 0 for the first of an episode.
+        terminated: The task has ended.
+        truncated: The episode was cut, by its time limit for example.
+        info: `info["randomization"]` holds the drawn values.
+    """
+
+    observation: FloatArray
+    monotonic_ns: int
+    reward: float
+    terminated: bool
+    truncated: bool
+    info: dict[str, Any]
+
+
+class FastPace:
+    """A reading after a command advances one control period; simulated time is counted through all episodes."""
+
+    def __init__(self, environment: SimEnvironment):
+        self._environment = environment
+        self._period_ns = round(environment.spec.control_dt * 1e9)
+        self._time_ns = 0
+        self._fresh = False
+
+    def start(self) -> int:
+        """An episode begins; its time in ns."""
+        self._fresh = False
+        self._time_ns += self._period_ns
+        return self._time_ns
+
+    def command(self, held: FloatArray) -> None:
+        """A new command is about to replace `held`."""
+        self._fresh = True
+
+    def read(self, held: FloatArray) -> Measurement | None:
+        """The reading after one period of the command `held` [A]; None if it is not new, for time stands still."""
+        if not self._fresh:
+            return None
+        self._fresh = False
+        result = self._environment.step_command(held)
+        self._time_ns += self._period_ns
+        return Measurement(
+            result.observation, self._time_ns, result.reward, result.terminated, result.truncated, result.info
+        )
+
+
+class RealTimePace:
+    """Physics follows the clock in whole physics steps; rewards are those of the control periods completed."""
+
+    def __init__(self, environment: SimEnvironment, clock: Callable[[], int]):
+        self._environment, self._clock = environment, clock
+        self._stepper = PartialStepper(environment)
+        self._step_ns = environment.backend.physics_dt * 1e9
+        self._start_ns = self._steps = self._read_steps = 0
+        self._reward = 0.0
+        self._boundary: tuple[int, StepResult] | None = None
+
+    def start(self) -> int:
+        """An episode begins now; the time in ns."""
+        self._stepper.start()
+        self._start_ns, self._steps, self._read_steps = self._clock(), 0, 0
+        self._reward, self._boundary = 0.0, None
+        return self._start_ns
+
+    def command(self, held: FloatArray) -> None:
+        """A new command is about to replace `held`, which was in force until now."""
+        self._catch_up(held)
+
+    def read(self, held: FloatArray) -> Measurement | None:
+        """The reading at the last whole physics step; None if none has passed since the reading before."""
+        self._catch_up(held)
+        if self._steps == self._read_steps:
+            return None
+        self._read_steps = self._steps
+        reward, self._reward = self._reward, 0.0
+        time_ns = self._start_ns + round(self._steps * self._step_ns)
+        if self._boundary is not None and self._boundary[0] == self._steps:
+            result = self._boundary[1]
+            return Measurement(result.observation, time_ns, reward, result.terminated, result.truncated, result.info)
+        observation, info = self._environment.reading()
+        return Measurement(observation, time_ns, reward, False, False, info)
+
+    def _catch_up(self, held: FloatArray) -> None:
+        due = math.floor((self._clock() - self._start_ns) / self._step_ns + 1e-6)
+        if due <= self._steps or self._environment.ended:
+            return
+        results = self._stepper.run(held, due - self._steps)
+        self._steps = due
+        if results:
+            self._reward += sum(result.reward for result in results)
+            boundary = due - self._stepper.steps_into_period
+            self._boundary = (due if self._environment.ended else boundary, results[-1])
