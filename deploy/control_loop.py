@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from deploy.episode_runner import EpisodeRunner
+from deploy.log_writer import EpisodeLogWriter
 from deploy.loop_parts import EndReason, LoopParts
 from deploy.loop_statistics import LoopStatistics
 from deploy.robot import Robot
@@ -73,12 +74,14 @@ class ControlLoop:
             Exception: whatever the robot's driver raised.
         """
         version = self._parts.source.begin_episode(episode_id)
-        try:
-            first = self._robot.start_episode(seed)
-            runner = EpisodeRunner(self._robot, self._parts, self._limits, episode_id, first)
-            reason, detail, log_error = self._run(runner)
-        finally:
-            stop_robot(self._robot)
+        log = self._parts.open_log(episode_id) if self._parts.open_log is not None else None
+        # Everything slow comes before the robot is switched on, so that the first tick follows its first reading.
+        with steady_interpreter():
+            try:
+                runner = self._start(episode_id, seed, log)
+                reason, detail, log_error = self._run(runner)
+            finally:
+                stop_robot(self._robot)
         return EpisodeResult(
             episode_id=episode_id,
             steps=runner.completed,
@@ -90,12 +93,22 @@ class ControlLoop:
             log_error=log_error,
         )
 
+    def _start(self, episode_id: str, seed: int | None, log: EpisodeLogWriter | None) -> EpisodeRunner:
+        try:
+            first = self._robot.start_episode(seed)
+            return EpisodeRunner(self._robot, self._parts, self._limits, episode_id, first, log)
+        except BaseException:
+            stop_robot(self._robot)
+            if log is not None:
+                log.discard()
+            raise
+
     def _run(self, runner: EpisodeRunner) -> tuple[EndReason, str, str]:
         """(reason, detail, log error). Whatever happens: first the robot is stopped, then the log is closed."""
         loop, label, detail, log_error = self._parts.loop, "error", "", ""
         watchdog = Watchdog(self._robot, loop.watchdog_s if loop.is_real_time else 0.0)
         try:
-            with steady_interpreter(), watchdog:
+            with watchdog:
                 reason, detail = runner.run(watchdog)
             label = reason.value
         except BaseException as error:

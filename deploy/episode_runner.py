@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from deploy.action_source import Action
 from deploy.fallback import LadderState, Mode, advance, mode_of, pass_over
+from deploy.log_writer import EpisodeLogWriter
 from deploy.loop_parts import EndReason, LoopParts
 from deploy.loop_statistics import LoopStatistics
 from deploy.observation_checks import ObservationMonitor, Verdict
@@ -43,8 +44,9 @@ class EpisodeRunner:
         limits: CommandLimits,
         episode_id: str,
         first: Measurement,
+        log: EpisodeLogWriter | None,
     ) -> None:
-        """Start after `Robot.start_episode` returned `first`; opens the log."""
+        """Take over after `Robot.start_episode` returned `first`."""
         spec, clock, loop = robot.spec, parts.clock, parts.loop
         self.statistics = LoopStatistics(spec.control_dt)
         self.completed = 0
@@ -54,7 +56,8 @@ class EpisodeRunner:
         self._first: Measurement | None = first
         self._monitor = ObservationMonitor(parts.observation, spec.control_dt, check_age=loop.is_real_time)
         self._watch = TermWatch(parts.safety, spec)
-        self._builder = StepBuilder(spec, episode_id, clock.wall_time_ns() - first.monotonic_ns)
+        wall_time_ns = clock.wall_time_ns()
+        self._builder = StepBuilder(spec, episode_id, wall_time_ns - first.monotonic_ns)
         self._ladder = LadderState()
         self._previous = _vector(robot.safe_pose_command(), spec.action_size, "safe_pose_command() returned")
         self._open: OpenStep | None = None
@@ -66,7 +69,9 @@ class EpisodeRunner:
             if loop.is_real_time
             else FastSchedule(clock)
         )
-        self._log = parts.open_log(episode_id, first) if parts.open_log is not None else None
+        self._log = log
+        if log is not None:
+            log.describe(first.info, first.monotonic_ns, wall_time_ns)
 
     def run(self, watchdog: Watchdog) -> End:
         """Tick until the episode ends; returns the reason and, for faults, what happened."""
@@ -97,8 +102,9 @@ class EpisodeRunner:
         finished, self._open, end = self._open, None, None
         try:
             end = self._end_of(measurement, verdict, watchdog) or self._act(measurement, verdict, tick)
-            stats.work.append(self._clock.monotonic_ns() - tick.started_ns)
-            self._parts.source.maintain()
+            if end is None:
+                stats.work.append(self._clock.monotonic_ns() - tick.started_ns)
+                self._parts.source.maintain()
         finally:
             if finished is not None:
                 self._complete(finished, measurement, verdict, truncated=end is not None)

@@ -85,16 +85,25 @@ def read_log(path: str | Path) -> LogContents:
         EpisodeError: not readable, not an MCAP file, not an episode log of this program's schema version, or cut off
             before the description of the episode was complete (no step can precede it).
     """
-    path = Path(path)
-    data = _read_bytes(path)
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise EpisodeError(f"cannot read {path}: {error.strerror}") from error
+    return parse_log(data, str(path))
+
+
+def parse_log(data: bytes, name: str) -> LogContents:
+    """`read_log` of bytes; `name` is for messages."""
+    if not data.startswith(MCAP0_MAGIC):
+        raise EpisodeError(f"{name} is not an MCAP file")
     walk, problem = _Walk(), ""
     try:
         _walk(data, walk)
     except _DamageError as damage:
         problem = f"{damage} at byte {walk.position} of {len(data)}"
     if walk.description is None:
-        raise EpisodeError(f"{path} holds no episode description" + (f": {problem}" if problem else ""))
-    spec = _spec_of(walk.description, path)
+        raise EpisodeError(f"{name} holds no episode description" + (f": {problem}" if problem else ""))
+    spec = _spec_of(walk.description, name)
     metadata = {key: value for key, value in walk.description.items() if key != "spec"}
     if walk.statistics is not None:
         metadata["statistics"] = walk.statistics
@@ -124,16 +133,6 @@ def is_being_written(path: str | Path) -> bool:
     except OSError as error:
         raise EpisodeError(f"cannot read {path}: {error.strerror}") from error
     return False
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise EpisodeError(f"cannot read {path}: {error.strerror}") from error
-    if not data.startswith(MCAP0_MAGIC):
-        raise EpisodeError(f"{path} is not an MCAP file")
-    return data
 
 
 def _walk(data: bytes, walk: _Walk) -> None:
@@ -204,14 +203,14 @@ def _decoded(records: list[McapRecord], topics: dict[int, str]) -> Iterator[tupl
             yield topics[record.channel_id], decode_step(record.data)
 
 
-def _spec_of(description: dict[str, Any], path: Path) -> PolicySpec:
+def _spec_of(description: dict[str, Any], name: str) -> PolicySpec:
     version = description.get("schema_version")
     if version != STEP_SCHEMA_VERSION:
-        raise EpisodeError(f"{path} has step schema version {version}, this program reads {STEP_SCHEMA_VERSION}")
+        raise EpisodeError(f"{name} has step schema version {version}, this program reads {STEP_SCHEMA_VERSION}")
     try:
         spec = PolicySpec.from_dict(description["spec"])
     except (ConfigError, KeyError) as error:
-        raise EpisodeError(f"{path} holds a malformed policy spec: {error}") from error
+        raise EpisodeError(f"{name} holds a malformed policy spec: {error}") from error
     if spec.spec_hash != description.get("spec_hash"):
-        raise EpisodeError(f"{path}: the policy spec does not match its own hash")
+        raise EpisodeError(f"{name}: the policy spec does not match its own hash")
     return spec

@@ -38,6 +38,7 @@ from mpo_robot.episode import STEP_SCHEMA_VERSION, StepRecord
 from mpo_robot.errors import ConfigError, EpisodeError
 from mpo_robot.specs import PolicySpec
 
+_Item = dict[str, Any] | tuple[str, StepRecord]  # the description, or a step and its topic
 FsyncPolicy = Literal["step", "episode", "never"]
 
 
@@ -83,21 +84,15 @@ class EpisodeLogWriter:
         episode_id: str,
         *,
         robot: str = "",
-        info: Mapping[str, Any] | None = None,
-        monotonic_ns: int | None = None,
-        wall_time_ns: int | None = None,
         config: LogConfig | None = None,
     ) -> None:
-        """Create `directory/episode_id.mcap`, write its description and start the writer thread.
+        """Create `directory/episode_id.mcap` and start the writer thread.
 
         Args:
             directory: Made if missing.
             spec: Interface of the robot.
             episode_id: Unique; letters, digits and `._-` only, because it names the file.
             robot: Name of the robot, for people.
-            info: What the robot said about the episode; holds `randomization` for a simulated robot.
-            monotonic_ns: Clock anchor: this monotonic time ...
-            wall_time_ns: ... was this wall time. Both default to now.
             config: Writing policy; its `directory` is not used here.
 
         Raises:
@@ -108,21 +103,19 @@ class EpisodeLogWriter:
         self.path = Path(directory) / f"{episode_id}{LOG_SUFFIX}"
         self._config = config or LogConfig()
         self._spec = spec
-        self._queue: queue.SimpleQueue[tuple[str, StepRecord] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._refused = 0  # counted by the appending thread
         self._lost = 0  # counted by the writer thread
         self._written = 0
         self._error: Exception | None = None
         self._closed = False
-        description = {
+        self._described = False
+        self._description = {
             "schema_version": STEP_SCHEMA_VERSION,
             "episode_id": episode_id,
             "robot": robot,
             "spec": spec.to_dict(),
             "spec_hash": spec.spec_hash,
-            "info": dict(info or {}),
-            "monotonic_ns": time.monotonic_ns() if monotonic_ns is None else monotonic_ns,
-            "wall_time_ns": time.time_ns() if wall_time_ns is None else wall_time_ns,
         }
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,7 +134,6 @@ class EpisodeLogWriter:
             enable_data_crcs=True,
         )
         self._writer.start(profile=LOG_PROFILE, library=f"mpo_robot log schema {STEP_SCHEMA_VERSION}")
-        self._writer.add_metadata(EPISODE_METADATA, pack_metadata(description))
         self._channels = self._register_channels()
         self._stream.flush()
         self._thread = threading.Thread(target=self._run, name=f"log {episode_id}", daemon=True)
@@ -156,6 +148,24 @@ class EpisodeLogWriter:
     def error(self) -> Exception | None:
         """The write error that ended logging, for example a full disk."""
         return self._error
+
+    def describe(self, info: Mapping[str, Any], monotonic_ns: int, wall_time_ns: int) -> None:
+        """Queue the description of the episode; once, and before the first step. Never blocks.
+
+        Args:
+            info: What the robot said about the episode; holds `randomization` for a simulated robot.
+            monotonic_ns: Clock anchor: the robot's monotonic time ...
+            wall_time_ns: ... at this wall time.
+
+        Raises:
+            ValueError: called twice or after a step.
+        """
+        if self._described:
+            raise ValueError("an episode log is described once, before its first step")
+        self._described = True
+        self._queue.put(
+            {**self._description, "info": dict(info), "monotonic_ns": monotonic_ns, "wall_time_ns": wall_time_ns}
+        )
 
     def append(self, record: StepRecord) -> bool:
         """Queue a completed step. Never blocks.
@@ -176,6 +186,7 @@ class EpisodeLogWriter:
         """
         if self._closed:
             return
+        self._ensure_described()
         self._closed = True
         self._queue.put(None)
         self._thread.join()
@@ -193,7 +204,17 @@ class EpisodeLogWriter:
         with contextlib.suppress(OSError):  # what cannot be flushed was counted as dropped already
             self._stream.close()
 
+    def discard(self) -> None:
+        """Close and remove the file: the episode never began."""
+        self.close()
+        self.path.unlink(missing_ok=True)
+
+    def _ensure_described(self) -> None:
+        if not self._described:
+            self.describe({}, time.monotonic_ns(), time.time_ns())
+
     def _put(self, topic: str, record: StepRecord) -> bool:
+        self._ensure_described()
         # One producer: the queue can only shrink between the test and the put.
         if self._closed or self._error is not None or self._queue.qsize() >= self._config.queue_size:
             self._refused += 1
@@ -212,8 +233,8 @@ class EpisodeLogWriter:
             finished = items[-1] is None
             self._write([item for item in items if item is not None])
 
-    def _collect(self, seconds: float) -> list[tuple[str, StepRecord] | None]:
-        items: list[tuple[str, StepRecord] | None] = []
+    def _collect(self, seconds: float) -> list[_Item | None]:
+        items: list[_Item | None] = []
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             try:
@@ -224,22 +245,27 @@ class EpisodeLogWriter:
                 break
         return items
 
-    def _write(self, items: list[tuple[str, StepRecord]]) -> None:
+    def _write(self, items: list[_Item]) -> None:
+        steps = [item for item in items if isinstance(item, tuple)]
         if self._error is not None:
-            self._lost += len(items)
+            self._lost += len(steps)
             return
         try:
-            for topic, record in items:
+            for item in items:
+                if isinstance(item, dict):
+                    self._writer.add_metadata(EPISODE_METADATA, pack_metadata(item))
+                    continue
+                topic, record = item
                 self._add(topic, encode_step(record), record)
                 if self._config.signals and topic == STEP_TOPIC:
                     self._add(SIGNALS_TOPIC, encode_signals(record, self._spec), record)
             self._writer.flush()
             if self._config.fsync == "step":
                 os.fsync(self._stream.fileno())
-            self._written += len(items)
+            self._written += len(steps)
         except Exception as error:  # the thread must outlive any error: it is reported, and the robot goes on
             self._error = error
-            self._lost += len(items)
+            self._lost += len(steps)
 
     def _add(self, topic: str, data: bytes, record: StepRecord) -> None:
         self._writer.add_message(

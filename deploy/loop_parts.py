@@ -11,7 +11,6 @@ from deploy.action_source import ActionSource
 from deploy.fallback import FallbackConfig
 from deploy.log_writer import EpisodeLogWriter
 from deploy.observation_checks import ObservationConfig
-from deploy.robot import Measurement
 from deploy.safety import SafetyConfig
 from deploy.timing import Clock, SystemClock
 from mpo_robot.errors import ConfigError
@@ -86,7 +85,7 @@ class LoopParts:
         safety: Limits.
         observation: Checks of readings.
         fallback: The ladder.
-        open_log: Called with (episode id, first reading) for the log of an episode; None: no log.
+        open_log: Called with the episode id, before the robot moves, for the log of an episode; None: no log.
         should_stop: Polled once per tick; True ends the episode cleanly.
         clock: Source of time.
     """
@@ -97,6 +96,6 @@ class LoopParts:
     safety: SafetyConfig = field(default_factory=SafetyConfig)
     observation: ObservationConfig = field(default_factory=ObservationConfig)
     fallback: FallbackConfig = field(default_factory=FallbackConfig)
-    open_log: Callable[[str, Measurement], EpisodeLogWriter] | None = None
+    open_log: Callable[[str], EpisodeLogWriter] | None = None
     should_stop: Callable[[], bool] = _never
     clock: Clock = field(default_factory=SystemClock)

@@ -16,7 +16,10 @@ CheckMode = Literal["off", "warn", "fallback", "stop"]
 
 @dataclass(frozen=True)
 class StaleCheck:
-    """Age of a reading when its tick starts. `max_age_s` 0 stands for one control period. Real-time pace only."""
+    """Age of a reading when its tick starts. `max_age_s` 0 stands for one control period. Real-time pace only.
+
+    The first reading of an episode is exempt: the robot was at rest when `start_episode` took it.
+    """
 
     mode: CheckMode = "fallback"
     max_age_s: float = 0.0
@@ -89,9 +92,10 @@ class ObservationMonitor:
         found: list[tuple[str, str]] = []
         if not np.isfinite(measurement.observation).all():
             found.append(("non_finite", config.non_finite.mode))
-        if self._check_age and now_ns - measurement.monotonic_ns > self._max_age_ns:
+        is_first = self._newest_ns is None
+        if self._check_age and not is_first and now_ns - measurement.monotonic_ns > self._max_age_ns:
             found.append(("stale", config.stale.mode))
-        if self._newest_ns is not None and measurement.monotonic_ns <= self._newest_ns:
+        if not is_first and measurement.monotonic_ns <= self._newest_ns:
             found.append(("order", config.order.mode))
         else:
             self._newest_ns = measurement.monotonic_ns

@@ -17,7 +17,7 @@ from deploy.log_writer import EpisodeLogWriter, LogConfig
 from deploy.loop_parts import LoopConfig, LoopParts
 from deploy.observation_checks import ObservationConfig
 from deploy.onnx_policy import OnnxPolicy
-from deploy.robot import Measurement, Robot, RobotError
+from deploy.robot import Robot, RobotError
 from deploy.safety import SafetyConfig
 from deploy.security import ClientSecurity
 from deploy.timing import Clock, SystemClock
@@ -161,7 +161,7 @@ def build_parts(config: RobotConfig, spec: PolicySpec, should_stop: Callable[[],
         safety=config.safety,
         observation=config.observation,
         fallback=config.fallback,
-        open_log=_log_opener(config, spec, clock),
+        open_log=_log_opener(config, spec),
         should_stop=should_stop,
         clock=clock,
     )
@@ -181,9 +181,7 @@ def _server_source(config: RobotConfig, spec: PolicySpec, clock: Clock) -> tuple
     return ServerSource(client, server.timeout_s, clock, patient=not config.loop.is_real_time), line
 
 
-def _log_opener(
-    config: RobotConfig, spec: PolicySpec, clock: Clock
-) -> Callable[[str, Measurement], EpisodeLogWriter] | None:
+def _log_opener(config: RobotConfig, spec: PolicySpec) -> Callable[[str], EpisodeLogWriter] | None:
     if not config.log.directory:
         return None
     directory = Path(config.log.directory)
@@ -194,16 +192,7 @@ def _log_opener(
     if not os.access(directory, os.W_OK | os.X_OK):
         raise ConfigError(f"the log directory {directory} cannot be written")
 
-    def open_log(episode_id: str, first: Measurement) -> EpisodeLogWriter:
-        return EpisodeLogWriter(
-            directory,
-            spec,
-            episode_id,
-            robot=config.robot.name,
-            info=first.info,
-            monotonic_ns=first.monotonic_ns,
-            wall_time_ns=clock.wall_time_ns(),
-            config=config.log,
-        )
+    def open_log(episode_id: str) -> EpisodeLogWriter:
+        return EpisodeLogWriter(directory, spec, episode_id, robot=config.robot.name, config=config.log)
 
     return open_log

@@ -124,12 +124,11 @@ class FastSchedule:
 def steady_interpreter() -> Iterator[None]:
     """Keep the interpreter's own pauses out of an episode; everything is as before afterwards.
 
-    No garbage collection; other threads (the log writer) give the interpreter back within 0.1 ms; and on Linux the
-    kernel wakes this thread without its usual slack. Reference counting still frees memory.
+    Garbage is collected once on entry and not again; other threads (the log writer) give the interpreter back within
+    0.1 ms; and on Linux the kernel wakes this thread without its usual slack. Reference counting still frees memory.
     """
     was_enabled, interval = gc.isenabled(), sys.getswitchinterval()
     gc.collect()
-    gc.freeze()
     gc.disable()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     _set_timer_slack(1)
@@ -138,7 +137,6 @@ def steady_interpreter() -> Iterator[None]:
     finally:
         _set_timer_slack(0)  # 0 restores the default
         sys.setswitchinterval(interval)
-        gc.unfreeze()
         if was_enabled:
             gc.enable()
 
