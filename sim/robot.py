@@ -35,6 +35,7 @@ class SimulatedRobotConfig:
         real_time: Follow the clock as a real robot does, instead of advancing one control period per reading.
         seed: Fixes the mismatch, and the start states of episodes that are given no seed.
         time_limit_s: Simulated seconds per episode; None keeps the task's limit.
+        action_repeat: As in `EnvironmentConfig`; must be what the policy was trained with.
     """
 
     task: str
@@ -42,6 +43,7 @@ class SimulatedRobotConfig:
     real_time: bool = False
     seed: int = 0
     time_limit_s: float | None = None
+    action_repeat: int = 1
 
     def environment(self) -> EnvironmentConfig:
         """The environment behind this robot, with the mismatch resolved.
@@ -49,7 +51,9 @@ class SimulatedRobotConfig:
         Raises:
             ConfigError: the mismatch file cannot be read or is malformed.
         """
-        config = EnvironmentConfig(self.task, self.mismatch, self.time_limit_s, startup_seed=self.seed).resolved()
+        config = EnvironmentConfig(
+            self.task, self.mismatch, self.time_limit_s, self.action_repeat, startup_seed=self.seed
+        ).resolved()
         if isinstance(config.randomization, RandomizationConfig):
             return replace(config, randomization=fixed(config.randomization))
         return config

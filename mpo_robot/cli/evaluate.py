@@ -13,6 +13,7 @@ import numpy as np
 from deploy.onnx_policy import OnnxPolicy
 from mpo_robot.acting import NumpyActor
 from mpo_robot.cli.settings import load_run_config
+from mpo_robot.config import build
 from mpo_robot.errors import ConfigError
 from mpo_robot.evaluation import evaluate
 from mpo_robot.policy_io import load_policy
@@ -38,13 +39,14 @@ def run(args: argparse.Namespace) -> int:
     """Execute the command."""
     if args.episodes < 1:
         raise ConfigError(f"--episodes must be at least 1, got {args.episodes}")
-    act, spec, trained_on = _load(args.policy)
-    task = args.task or trained_on
-    if not task:
+    act, spec, environment_config = _load(args.policy)
+    if args.task:
+        environment_config = EnvironmentConfig(task=args.task)
+    if environment_config is None:
         raise ConfigError(f"{args.policy} does not say what task it was trained on: give --task")
-    environment_config = EnvironmentConfig(task=task)
+    task = environment_config.task
     if args.randomization is not None:
-        environment_config = replace(environment_config, randomization=args.randomization)
+        environment_config = replace(environment_config, randomization=str(args.randomization))
     environment = make_environment(environment_config)
     spec.require_same(environment.spec, "the policy", task)
     result = evaluate(environment, act, args.episodes, args.seed)
@@ -61,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _load(path: Path) -> tuple[Callable[[FloatArray], FloatArray], PolicySpec, str]:
-    """Mean-action function, spec and training task of a run folder or an ONNX file."""
+def _load(path: Path) -> tuple[Callable[[FloatArray], FloatArray], PolicySpec, EnvironmentConfig | None]:
+    """Mean-action function, spec and nominal training environment of a run folder or an ONNX file."""
     if path.is_dir():
         folder = RunFolder(path)
         folder.require()
@@ -73,11 +75,12 @@ def _load(path: Path) -> tuple[Callable[[FloatArray], FloatArray], PolicySpec, s
         def act(observation: FloatArray) -> FloatArray:
             return actor.distribution(observation if normalizer is None else normalizer(observation))[0]
 
-        return act, loaded.spec, config.environment.task
+        return act, loaded.spec, config.nominal_environment()
     policy = OnnxPolicy(path)
     rng = np.random.default_rng(0)
+    trained_in = policy.metadata.get("training", {}).get("environment")
     return (
         lambda observation: policy.act(observation, stochastic=False, rng=rng).action,
         policy.spec,
-        str(policy.metadata.get("training", {}).get("task", "")),
+        None if trained_in is None else build(EnvironmentConfig, trained_in, "training.environment."),
     )

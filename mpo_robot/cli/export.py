@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mpo_robot.cli.settings import load_run_config
+from mpo_robot.cli.settings import load_run_config, training_record
 from mpo_robot.export import PARITY_TOLERANCE, export_policy
 from mpo_robot.policy_io import load_policy
 from mpo_robot.run_folder import RunFolder
@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     folder.require()
     config = load_run_config(folder.config_file)
     loaded = load_policy(folder, config.learner)
-    training = {**loaded.training, "task": config.environment.task, "seed": config.seed}
+    training = training_record(config, loaded.training)
     parity = export_policy(loaded.policy, loaded.normalizer, loaded.spec, args.output, training)
     print(
         f"Wrote {args.output}: torch and onnxruntime agree to {parity.max_abs_error:.2g} "

@@ -12,7 +12,7 @@ from tqdm import trange
 
 from deploy.registry import PolicyRegistry
 from mpo_robot.cli.log_intake import Intake, take_in
-from mpo_robot.cli.settings import RunConfig, load_run_config
+from mpo_robot.cli.settings import RunConfig, load_run_config, training_record
 from mpo_robot.compute import configure_compute
 from mpo_robot.config import load_config
 from mpo_robot.continual import ContinualLearner, LearnConfig
@@ -106,7 +106,7 @@ def learn_round(
 def publish(learner: ContinualLearner, config: RunConfig, registry: PolicyRegistry) -> str:
     """Export the learner's policy through the parity gate and put it in force; returns its version."""
     loaded = learner.policy()
-    training = {**loaded.training, "task": config.environment.task, "seed": config.seed}
+    training = training_record(config, loaded.training)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "policy.onnx"
         export_policy(loaded.policy, loaded.normalizer, loaded.spec, path, training)

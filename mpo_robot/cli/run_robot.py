@@ -6,7 +6,7 @@ import argparse
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from deploy.control_loop import EpisodeResult
 from deploy.loop_statistics import merge, table
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the episodes; see `EPILOG` for the exit code."""
     config = load_robot_config(args)
     with StopSignals() as signals:
-        robot = _make_robot(config.robot)
+        robot = _make_robot(config)
         parts, policy_line = build_parts(config, robot.spec, signals.requested)
         print(_plan(config, robot, policy_line), flush=True)
         try:
@@ -85,12 +85,20 @@ def load_robot_config(args: argparse.Namespace) -> RobotConfig:
     return build(RobotConfig, data)
 
 
-def _make_robot(section: RobotSection) -> Robot:
+def _make_robot(config: RobotConfig) -> Robot:
+    section = config.robot
     if section.kind == "module":
         return load_driver(section)
     from sim.robot import SimulatedRobot, SimulatedRobotConfig  # only here: a real robot's computer has no simulator
 
-    return SimulatedRobot(build(SimulatedRobotConfig, section.options, "robot.options."))
+    real_time = config.loop.is_real_time
+    if section.options.get("real_time", real_time) != real_time:
+        raise ConfigError(
+            f"robot.options.real_time contradicts loop.pace={config.loop.pace}: leave it out, it follows the pace"
+        )
+    options = {**section.options, "real_time": real_time}
+    robot = SimulatedRobot(build(SimulatedRobotConfig, options, "robot.options."))
+    return cast(Robot, robot)  # by shape: sim has its own Measurement, equal to deploy's (tested)
 
 
 def _plan(config: RobotConfig, robot: Robot, policy_line: str) -> str:

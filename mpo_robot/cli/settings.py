@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from mpo_robot.config import load_config
+from mpo_robot.config import load_config, to_dict
 from mpo_robot.mpo_config import LearnerConfig
 from mpo_robot.training_config import TrainingConfig
 from sim.config import EnvironmentConfig
@@ -31,6 +32,12 @@ class RunConfig:
     def nominal_environment(self) -> EnvironmentConfig:
         """The environment without randomisation, for evaluation."""
         return replace(self.environment, randomization=None)
+
+
+def training_record(config: RunConfig, origin: dict[str, Any]) -> dict[str, Any]:
+    """What an exported policy says about its training: where it comes from, task, nominal environment, seed."""
+    environment = config.nominal_environment()
+    return {**origin, "task": environment.task, "environment": to_dict(environment), "seed": config.seed}
 
 
 def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
