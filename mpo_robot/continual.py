@@ -40,7 +40,7 @@ class LearnConfig:
     """
 
     real_fraction: float = 0.75
-    updates_per_real_step: float = 0.5
+    updates_per_real_step: float = 1.0
     min_updates: int = 500
     max_updates: int = 20_000
     real_capacity: int = 1_000_000

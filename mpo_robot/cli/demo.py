@@ -28,6 +28,7 @@ from deploy.registry import PolicyRegistry
 from mpo_robot.errors import ConfigError, MpoRobotError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+MARKER = ".mpo_robot_demo"  # a folder without it is never cleared
 SERVER_START_SECONDS = 60.0
 
 
@@ -49,10 +50,11 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1")
     if args.dir.exists():
-        if any(args.dir.iterdir()) and not (args.dir / "run").exists():
-            raise ConfigError(f"{args.dir} is not empty and not of an earlier demo: give another --dir")
+        if any(args.dir.iterdir()) and not (args.dir / MARKER).exists():
+            raise ConfigError(f"{args.dir} is not empty and was not made by the demo: give another --dir")
         shutil.rmtree(args.dir)
     args.dir.mkdir(parents=True)
+    (args.dir / MARKER).touch()
     started = time.monotonic()
     result = Demo(args).run()
     result["minutes"] = (time.monotonic() - started) / 60

@@ -14,6 +14,7 @@ from deploy.robot import Robot
 from deploy.robot_config import RobotConfig, RobotSection, build_parts, load_driver
 from deploy.session import run_session
 from deploy.stopping import StopSignals
+from deploy.timing import use_real_time_priority
 from mpo_robot.config import apply_overrides, build, read_yaml
 from mpo_robot.errors import ConfigError, MpoRobotError
 
@@ -46,6 +47,10 @@ def run(args: argparse.Namespace) -> int:
     config = load_robot_config(args)
     with StopSignals() as signals:
         robot = _make_robot(config)
+        if config.loop.is_real_time and config.loop.realtime_priority > 0:
+            # Before any other thread is started, because those of the transport must not be delayed either.
+            problem = use_real_time_priority(config.loop.realtime_priority)
+            print(f"note     {problem}" if problem else f"priority real time, {config.loop.realtime_priority}")
         parts, policy_line = build_parts(config, robot.spec, signals.requested)
         print(_plan(config, robot, policy_line), flush=True)
         try:
