@@ -34,6 +34,7 @@ from deploy.log_format import (
     step_json_schema,
 )
 from deploy.log_signals import encode_signals, signals_json_schema
+from deploy.timing import give_way
 from mpo_robot.episode import STEP_SCHEMA_VERSION, StepRecord
 from mpo_robot.errors import ConfigError, EpisodeError
 from mpo_robot.specs import PolicySpec
@@ -223,6 +224,7 @@ class EpisodeLogWriter:
         return True
 
     def _run(self) -> None:
+        give_way()
         finished = False
         while not finished:
             items = [self._queue.get()]

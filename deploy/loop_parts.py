@@ -29,6 +29,8 @@ class LoopConfig:
         max_steps: Cut each episode after this many steps; 0 leaves its end to the robot.
         watchdog_s: Stop the robot from a second thread if a tick takes longer than this, because a driver call does
             not return; 0 turns it off. Real-time pace only.
+        realtime_priority: 1 to 99 asks the operating system for this real-time priority (SCHED_FIFO), so that other
+            programs do not delay the loop; 0 does not. Real-time pace only; without permission a line says so.
     """
 
     pace: Literal["real_time", "fast"] = "real_time"
@@ -38,6 +40,7 @@ class LoopConfig:
     spin_s: float = 0.0
     max_steps: int = 0
     watchdog_s: float = 1.0
+    realtime_priority: int = 0
 
     def __post_init__(self) -> None:
         if not 0.0 < self.deadline <= 1.0:
@@ -46,6 +49,8 @@ class LoopConfig:
             raise ConfigError(f"loop.late_tolerance must be in [0, 1) periods, got {self.late_tolerance}")
         if self.fast_timeout_s <= 0 or min(self.spin_s, self.max_steps, self.watchdog_s) < 0:
             raise ConfigError("loop: fast_timeout_s must be positive; spin_s, max_steps, watchdog_s not negative")
+        if not 0 <= self.realtime_priority <= 99:
+            raise ConfigError(f"loop.realtime_priority must be 0 to 99, got {self.realtime_priority}")
 
     @property
     def is_real_time(self) -> bool:

@@ -92,10 +92,11 @@ class ObservationMonitor:
         found: list[tuple[str, str]] = []
         if not np.isfinite(measurement.observation).all():
             found.append(("non_finite", config.non_finite.mode))
-        is_first = self._newest_ns is None
-        if self._check_age and not is_first and now_ns - measurement.monotonic_ns > self._max_age_ns:
+        newest_ns = self._newest_ns
+        is_late = now_ns - measurement.monotonic_ns > self._max_age_ns
+        if self._check_age and newest_ns is not None and is_late:
             found.append(("stale", config.stale.mode))
-        if not is_first and measurement.monotonic_ns <= self._newest_ns:
+        if newest_ns is not None and measurement.monotonic_ns <= newest_ns:
             found.append(("order", config.order.mode))
         else:
             self._newest_ns = measurement.monotonic_ns

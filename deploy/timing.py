@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -139,6 +140,35 @@ def steady_interpreter() -> Iterator[None]:
         sys.setswitchinterval(interval)
         if was_enabled:
             gc.enable()
+
+
+def use_real_time_priority(priority: int) -> str:
+    """Put the calling thread, and threads it starts later, under the real-time scheduler (SCHED_FIFO, Linux).
+
+    Nothing else on its core then delays it, except threads of higher priority.
+
+    Returns:
+        Empty if done, else why not: it needs root, CAP_SYS_NICE or an rtprio limit.
+    """
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+    except AttributeError:
+        return "this system has no real-time scheduler"
+    except OSError as error:
+        return f"no permission for real-time priority {priority}: {error.strerror}"
+    return ""
+
+
+def give_way() -> None:
+    """Lower the calling thread's real-time priority, if it has one, below that of the thread it inherited it from.
+
+    It stays under the real-time scheduler: a helper that another program keeps from running while it holds the
+    interpreter would hold up the control loop too.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        if os.sched_getscheduler(0) == os.SCHED_FIFO:
+            lower = max(1, os.sched_getparam(0).sched_priority - 1)
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(lower))
 
 
 def _set_timer_slack(nanoseconds: int) -> None:

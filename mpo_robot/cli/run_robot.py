@@ -11,7 +11,7 @@ from typing import Any, cast
 from deploy.control_loop import EpisodeResult
 from deploy.loop_statistics import merge, table
 from deploy.robot import Robot
-from deploy.robot_config import RobotConfig, RobotSection, build_parts, load_driver
+from deploy.robot_config import RobotConfig, build_parts, load_driver
 from deploy.session import run_session
 from deploy.stopping import StopSignals
 from deploy.timing import use_real_time_priority
