@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import yaml
 
@@ -21,11 +22,14 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     """SafeLoader that refuses a repeated key instead of silently keeping the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
+        seen: set[tuple[str, str]] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if not isinstance(key_node, yaml.ScalarNode):
+                continue  # refused by the base class
+            key = (key_node.tag, str(key_node.value))
             if key in seen:
-                raise ConfigError(f"{node.start_mark.name}, line {key_node.start_mark.line + 1}: key {key!r} repeats")
+                line = key_node.start_mark.line + 1
+                raise ConfigError(f"{node.start_mark.name}, line {line}: key {key[1]!r} repeats")
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -39,16 +43,16 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     try:
         with path.open(encoding="utf-8") as stream:
-            data = yaml.load(stream, Loader=_UniqueKeyLoader)  # a SafeLoader
+            data: Any = yaml.load(stream, Loader=_UniqueKeyLoader)  # a SafeLoader
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if data is None:
         return {}
-    if not isinstance(data, dict):
+    if not _is_mapping(data):
         raise ConfigError(f"{path} must hold a mapping at its top level, found {type(data).__name__}")
-    return data
+    return dict(data)
 
 
 def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -69,9 +73,12 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
             raise ConfigError(f"override {override!r}: {text!r} is not valid YAML") from error
         target = result
         for key in keys[:-1]:
-            target = target.setdefault(key, {})
-            if not isinstance(target, dict):
+            section: Any = target.get(key)
+            if section is None:
+                section = target[key] = {}
+            if not isinstance(section, dict):
                 raise ConfigError(f"override {override!r}: {key!r} is a value, not a section")
+            target = typing.cast("dict[str, Any]", section)
         target[keys[-1]] = value
     return result
 
@@ -121,11 +128,11 @@ def to_dict(config: Any) -> Any:
     """Plain mappings, lists and scalars of a config; `build` of the result gives an equal config."""
     if dataclasses.is_dataclass(config):
         return {item.name: to_dict(getattr(config, item.name)) for item in dataclasses.fields(config)}
-    if isinstance(config, (tuple, list)):
+    if _is_list(config):
         return [to_dict(item) for item in config]
-    if isinstance(config, Mapping):
+    if _is_mapping(config):
         return {key: to_dict(value) for key, value in config.items()}
-    return config
+    return str(config) if isinstance(config, Path) else config
 
 
 def dump_yaml(config: Any) -> str:
@@ -140,7 +147,15 @@ def _unknown_key(key: str, known: list[str], path: str) -> str:
 
 
 def _copy(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in data.items()}
+    return {key: _copy(value) if _is_mapping(value) else value for key, value in data.items()}
+
+
+def _is_mapping(value: Any) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(value, Mapping)
+
+
+def _is_list(value: Any) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, (list, tuple))
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
@@ -154,13 +169,13 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             raise ConfigError(f"{path} must be one of {', '.join(map(str, arguments))}; got {value!r}")
         return value
     if dataclasses.is_dataclass(hint):
-        if not isinstance(value, Mapping):
+        if not _is_mapping(value):
             raise ConfigError(f"{path} must be a section (a mapping), got {value!r}")
         return build(hint, value, f"{path}.")  # type: ignore[arg-type]
     if origin is tuple:
         return _convert_tuple(arguments, value, path)
     if origin in (dict, Mapping) or hint is dict:
-        if not isinstance(value, Mapping):
+        if not _is_mapping(value):
             raise ConfigError(f"{path} must be a mapping, got {value!r}")
         item_hint = arguments[1] if arguments else Any
         return {str(key): _convert(item_hint, item, f"{path}.{key}") for key, item in value.items()}
@@ -170,7 +185,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
 def _convert_union(arguments: tuple[Any, ...], value: Any, path: str) -> Any:
     if value is None and type(None) in arguments:
         return None
-    errors = []
+    errors: list[str] = []
     for option in arguments:
         if option is type(None):
             continue
@@ -184,7 +199,7 @@ def _convert_union(arguments: tuple[Any, ...], value: Any, path: str) -> Any:
 
 
 def _convert_tuple(arguments: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:
-    if not isinstance(value, (list, tuple)):
+    if not _is_list(value):
         raise ConfigError(f"{path} must be a list, got {value!r}")
     if len(arguments) == 2 and arguments[1] is Ellipsis:
         return tuple(_convert(arguments[0], item, f"{path}[{index}]") for index, item in enumerate(value))
@@ -199,6 +214,8 @@ def _convert_scalar(hint: Any, value: Any, path: str) -> Any:
     if isinstance(value, str) and hint in (float, int):
         value = parse_scalar(value)  # YAML 1.1 reads 1e-3 as text
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if math.isnan(value):
+            raise ConfigError(f"{path} must be a number, got NaN")
         return float(value)
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)

@@ -109,7 +109,7 @@ class Episode:
     spec_hash: str
     episode_id: str = ""
     policy_versions: tuple[str, ...] = ()
-    info: dict[str, Any] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def __len__(self) -> int:
         return len(self.rewards)

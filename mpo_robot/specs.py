@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +30,8 @@ class TermSpec:
         name: Unique within its vector, for example `joint_position` or `left_hip`.
         size: Number of scalars in the block.
         unit: SI unit as text (`rad`, `rad/s`, `N m`), `1` for dimensionless.
-        low: Lower bound per scalar in `unit`, or None if unbounded.
-        high: Upper bound per scalar in `unit`, or None if unbounded.
+        low: Finite lower bound per scalar in `unit`, or None if unbounded.
+        high: Finite upper bound per scalar in `unit`, or None if unbounded.
     """
 
     name: str
@@ -46,8 +46,14 @@ class TermSpec:
         if self.size < 1:
             raise ConfigError(f"term {self.name!r}: size must be at least 1, got {self.size}")
         for label, bound in (("low", self.low), ("high", self.high)):
-            if bound is not None and len(bound) != self.size:
+            if bound is None:
+                continue
+            if len(bound) != self.size:
                 raise ConfigError(f"term {self.name!r}: {label} has {len(bound)} entries, size is {self.size}")
+            if not all(math.isfinite(x) for x in bound):
+                raise ConfigError(f"term {self.name!r}: {label} must be finite; leave it out if there is no bound")
+            # 0, -0.0 and 0.0 are equal, so they must be written, and hashed, alike.
+            object.__setattr__(self, label, tuple(float(x) + 0.0 for x in bound))
         if self.low is not None and self.high is not None and any(lo >= hi for lo, hi in zip(self.low, self.high)):
             raise ConfigError(f"term {self.name!r}: every low must be below its high")
 
@@ -100,11 +106,15 @@ class PolicySpec:
             if len(set(names)) != len(names):
                 raise ConfigError(f"term names must be unique, got {names}")
         for term in self.command:
-            bounds = (term.low or ()) + (term.high or ())
-            if len(bounds) != 2 * term.size or not all(math.isfinite(x) for x in bounds):
+            if term.low is None or term.high is None:
                 raise ConfigError(f"command term {term.name!r} needs finite low and high for each of its scalars")
+            if not _distinct_in_float32(term.low, term.high):
+                raise ConfigError(
+                    f"command term {term.name!r}: a low and its high are too close or too large for float32"
+                )
         if not (math.isfinite(self.control_dt) and self.control_dt > 0):
             raise ConfigError(f"control_dt must be a positive number of seconds, got {self.control_dt}")
+        object.__setattr__(self, "control_dt", float(self.control_dt))
 
     @cached_property
     def observation_size(self) -> int:
@@ -138,9 +148,9 @@ class PolicySpec:
 
     def to_command(self, action: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Physical command for an action [..., A]: clipped to [-1, 1], then scaled to the command bounds."""
-        clipped = np.clip(np.asarray(action, np.float32), -1.0, 1.0)
+        clipped = np.minimum(np.maximum(np.asarray(action, np.float32), np.float32(-1)), np.float32(1))
         command = self.command_center + self.command_half_range * clipped
-        return np.clip(command, self.command_low, self.command_high).astype(np.float32, copy=False)
+        return np.minimum(np.maximum(command, self.command_low), self.command_high)
 
     def to_action(self, command: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Action for a physical command [..., A]; not clipped, so that a command outside the bounds stays visible."""
@@ -173,7 +183,7 @@ class PolicySpec:
                 control_dt=float(data["control_dt"]),
                 schema_version=version,
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise ConfigError(f"malformed policy spec: {error!r}") from error
 
     @cached_property
@@ -188,25 +198,31 @@ class PolicySpec:
         Raises:
             SpecMismatchError: they differ; the text names the first differing field and both values.
         """
-        for (path, mine), (other_path, yours) in zip(_leaves(self.to_dict()), _leaves(other.to_dict())):
-            if path != other_path or mine != yours:
+        # Both sides list the same fields in the same order up to the first that differs.
+        for (path, mine), (_, yours) in zip(_leaves(self.to_dict()), _leaves(other.to_dict())):
+            if mine != yours:
                 raise SpecMismatchError(
-                    f"policy spec differs at {path}: {ours} has {mine!r}, {theirs} has "
-                    f"{yours!r}{'' if path == other_path else f' at {other_path}'}. "
+                    f"policy spec differs at {path}: {ours} has {mine!r}, {theirs} has {yours!r}. "
                     "Use a policy that was trained for this robot, or correct the robot's spec."
                 )
-        if self != other:
-            raise SpecMismatchError(f"policy spec differs: {ours} and {theirs} have a different number of terms")
+
+
+def _distinct_in_float32(low: tuple[float, ...], high: tuple[float, ...]) -> bool:
+    """Whether every range keeps a finite width above zero in single precision, so that scaling has an inverse."""
+    with np.errstate(over="ignore"):
+        width = np.array(high, np.float64).astype(np.float32) - np.array(low, np.float64).astype(np.float32)
+    return bool(np.isfinite(width).all() and (width > 0).all())
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Depth-first (path, scalar) pairs of nested dicts and lists; a list's length comes before its entries."""
+    """Depth-first (path, value) pairs of nested dicts and lists of dicts; a list's length comes before its entries."""
     if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _leaves(item, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list):
-        yield f"len({path})", len(value)
-        for index, item in enumerate(value):
+        for key, item in cast("dict[str, Any]", value).items():
+            yield from _leaves(item, f"{path}.{key}" if path else key)
+    elif isinstance(value, list) and isinstance(value[0], dict):
+        items = cast("list[Any]", value)
+        yield f"len({path})", len(items)
+        for index, item in enumerate(items):
             yield from _leaves(item, f"{path}[{index}]")
     else:
         yield path, value
