@@ -88,6 +88,16 @@ class ScriptedServer:
             self._context.term()
 
 
+class Clock:
+    """Real time plus what the test adds."""
+
+    def __init__(self):
+        self.offset_ns = 0
+
+    def __call__(self):
+        return time.monotonic_ns() + self.offset_ns
+
+
 @pytest.fixture
 def server():
     server = ScriptedServer()
@@ -163,6 +173,20 @@ def test_no_answer_gives_none_not_before_the_deadline(server, ready):
 def test_a_deadline_in_the_past_gives_none(ready):
     assert ready.act(ZERO, 0, time.monotonic_ns() - 1) is None
     assert ready.statistics.deadline_misses == 1
+
+
+def test_a_reply_that_is_read_after_the_deadline_is_late(server):
+    clock = Clock()
+    with PolicyClient(server.endpoint, SPEC, clock=clock) as client:
+        client.begin_episode("e", PATIENCE_S)
+
+        def stall(message):
+            clock.offset_ns += 3_600_000_000_000
+            return [server.action(message)]
+
+        server.on(ActRequest, stall)
+        assert client.act(ZERO, 0, clock() + 1_800_000_000_000) is None
+        assert (client.statistics.stale_replies, client.statistics.deadline_misses) == (1, 1)
 
 
 def test_late_and_duplicate_replies_are_dropped(server, ready):
@@ -373,16 +397,6 @@ def test_a_server_that_resumes_another_version_is_not_ready(server, ready):
     while "another policy version" not in ready.last_error:
         assert not ready.reconnect_if_needed()
         assert time.monotonic() < give_up
-
-
-class Clock:
-    """Real time plus what the test adds."""
-
-    def __init__(self):
-        self.offset_ns = 0
-
-    def __call__(self):
-        return time.monotonic_ns() + self.offset_ns
 
 
 def test_silence_is_answered_by_a_heartbeat_and_then_by_a_new_handshake(server):

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import threading
 import time
 
 import numpy as np
@@ -235,6 +236,26 @@ def test_resuming_a_version_that_was_damaged_is_refused(make):
     bench.registry.path(new).write_bytes(b"damaged")
     bench.hello(A)
     assert_error(bench.begin(A, resume=new), "unknown_version")
+
+
+def test_a_begin_that_waits_for_a_load_is_replaced_by_a_later_one(make, monkeypatch):
+    bench = make()
+    bench.hello(A)
+    gate, load = threading.Event(), OnnxPolicy.__init__
+
+    def slow(self, path):
+        assert gate.wait(20)
+        load(self, path)
+
+    bench.publish(0.5)
+    monkeypatch.setattr(OnnxPolicy, "__init__", slow)
+    assert bench.handler.handle(A, BeginEpisode(**bench.header(), episode_id="first"), 0) is None
+    assert bench.handler.waiting
+    assert bench.begin(A, "second", resume=bench.version).policy_version == bench.version
+    gate.set()
+    bench.store.newest().result(timeout=20)
+    assert list(bench.handler.finish()) == []
+    assert bench.act(A).policy_version == bench.version
 
 
 def test_a_pinned_version_can_be_resumed_from_memory(make):

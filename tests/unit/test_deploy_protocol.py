@@ -79,6 +79,12 @@ def test_a_future_version_with_other_fields_is_named_as_such():
         protocol.decode(msgspec.msgpack.encode({"type": "novelty", "protocol_version": 2, "more": [1, 2]}))
 
 
+def test_a_known_message_of_another_version_is_refused():
+    frame = protocol.encode(protocol.Ping(**{**protocol.header(HASH, 1, 0), "protocol_version": 0}))
+    with pytest.raises(ProtocolError, match="version 0 is not supported"):
+        protocol.decode(frame)
+
+
 def test_unknown_extra_fields_are_ignored():
     fields = {"type": "ping", **protocol.header(HASH, 1, 0), "later_addition": {"a": 1}}
     assert protocol.decode(msgspec.msgpack.encode(fields)) == protocol.Ping(**protocol.header(HASH, 1, 0))
