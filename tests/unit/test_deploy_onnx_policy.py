@@ -105,7 +105,7 @@ def test_results_are_not_overwritten_by_the_next_call(policy):
     kept = first.mean.copy()
     policy.act(np.ones(3, np.float32), False)
     np.testing.assert_array_equal(first.mean, kept)
-    first.action += 1.0
+    first.action[:] = 9.0
     np.testing.assert_array_equal(first.mean, kept)
 
 
