@@ -27,7 +27,7 @@ class MPOConfig:
     num_samples: int = 6
     epsilon: float = 0.1
     epsilon_mean: float = 0.01
-    epsilon_stddev: float = 1e-4
+    epsilon_stddev: float = 2e-5
     per_dim_constraining: bool = True
     action_penalization: bool = True
     epsilon_penalty: float = 0.001
