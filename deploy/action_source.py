@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -26,6 +25,11 @@ class Action(NamedTuple):
 
 class ActionSource(Protocol):
     """Something that acts. Used by the thread of the control loop."""
+
+    @property
+    def last_error(self) -> str:
+        """Why there was no action lately, for people; empty if nothing is known."""
+        ...
 
     def begin_episode(self, episode_id: str) -> str:
         """Get ready for an episode; returns the policy version that will act. May block, may raise MpoRobotError."""
@@ -57,6 +61,7 @@ class LocalSource:
         self._policy = policy
         self._stochastic = stochastic
         self._rng = np.random.default_rng(seed)
+        self.last_error = ""
 
     def begin_episode(self, episode_id: str) -> str:
         """The file's version."""
@@ -66,7 +71,8 @@ class LocalSource:
         """Action of the file; inference takes well under a period, so the deadline is not looked at."""
         try:
             result = self._policy.act(observation, self._stochastic, self._rng)
-        except PolicyError:
+        except PolicyError as error:
+            self.last_error = str(error)
             return None
         return Action(result.action, result.log_prob, self._policy.policy_version)
 
@@ -94,6 +100,11 @@ class ServerSource:
         self._clock = clock
         self._patient = patient
 
+    @property
+    def last_error(self) -> str:
+        """What the client ran into last."""
+        return self._client.last_error
+
     def begin_episode(self, episode_id: str) -> str:
         """Handshake; the server pins its policy for this episode."""
         return self._client.begin_episode(episode_id, self._timeout_s)
@@ -107,8 +118,7 @@ class ServerSource:
                 reply = self._client.act(observation, step_index, deadline_ns)
         if reply is None:
             return None
-        log_prob = math.nan if reply.log_prob is None else reply.log_prob
-        return Action(reply.action, log_prob, reply.policy_version)
+        return Action(reply.action, reply.log_prob, reply.policy_version)
 
     def maintain(self) -> None:
         """Answer heartbeats, or try to get a lost server back."""

@@ -137,7 +137,8 @@ class EpisodeRunner:
         stats = self.statistics
         decision = self._decide(measurement.observation, verdict.usable, tick)
         if decision is None:
-            return EndReason.FALLBACK, "no usable action, and the fallback ladder has come to its end"
+            cause = self._parts.source.last_error
+            return EndReason.FALLBACK, "no usable action until the end of the ladder" + (f": {cause}" if cause else "")
         safe = filter_command(decision.command, self._previous, self._limits)
         stats.faults.update(safe.violations)
         if safe.command is None:

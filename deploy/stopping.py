@@ -12,22 +12,29 @@ from typing import Any
 from deploy.robot import Robot
 
 STOP_ATTEMPTS = 3
+_JOIN_S = 0.2
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def stop_robot(robot: Robot) -> None:
-    """Call `robot.stop`, again if it raises.
+    """Call `robot.stop`; if it raises or is interrupted, call it again, `STOP_ATTEMPTS` times at most.
 
     Raises:
-        Exception: what the last attempt raised. Nothing else can be done from software then.
+        BaseException: what the last attempt raised, nothing else can be done from software then; or, after a stop that
+            worked, the KeyboardInterrupt that came during an earlier attempt.
     """
+    interrupt: KeyboardInterrupt | None = None
     for attempt in range(STOP_ATTEMPTS):
         try:
             robot.stop()
-            return
+            break
+        except KeyboardInterrupt as error:
+            interrupt = error
         except Exception:
             if attempt == STOP_ATTEMPTS - 1:
                 raise
+    if interrupt is not None:
+        raise interrupt
 
 
 class StopSignals:
@@ -92,7 +99,7 @@ class Watchdog:
     def __exit__(self, *exception: object) -> None:
         self._done.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(_JOIN_S)  # it may hang in the driver; the loop's own stop must not wait for that
 
     def _watch(self) -> None:
         while not self._done.wait(max(0.001, self._fed + self._timeout_s - time.monotonic())):

@@ -48,6 +48,7 @@ class Script:
         self.clock, self.missing, self.latency_ns, self.version = clock, missing, latency_ns, version
         self.asked: list[tuple[int, int]] = []
         self.maintained = 0
+        self.last_error = "scripted"
         self.closed = False
         self.actions = np.random.default_rng(1).normal(0, 1.5, (200, 2)).astype(np.float32)
 
@@ -175,6 +176,7 @@ def test_fallback_ladder_end_to_end(tmp_path: Path) -> None:
     result, log = bench.run()
     robot = bench.robot
     assert result.reason is EndReason.FALLBACK
+    assert result.detail.endswith("ladder: scripted")
     assert len(robot.commands) == 3 + 2 + 2 + 2
     policy, hold, local, safe = log.records[:3], log.records[3:5], log.records[5:7], log.records[7:]
     assert len(safe) == 2

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import io
 import json
 import math
 import os
@@ -10,7 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mcap.exceptions import EndOfFile
 from mcap.reader import make_reader
+from mcap.records import Message
+from mcap.stream_reader import StreamReader
 
 from deploy import log_writer
 from deploy.log_format import decode_step, encode_step, step_json_schema
@@ -105,6 +109,21 @@ def test_standard_reader_opens_the_file_with_crc_checks(tmp_path: Path) -> None:
     assert [step["step_index"] for step in steps] == list(range(5))
     np.testing.assert_array_equal(np.float32(signals[3]["observation"]["state"]), make_records(5)[3].observation)
     assert signals[3]["applied_command"].keys() == {"motor"}
+
+
+def test_stream_reader_of_the_mcap_library_reads_a_cut_off_file(tmp_path: Path) -> None:
+    data = write_log(tmp_path, one_by_one=True).read_bytes()
+    cut = data[: data.index(b'"step_index":4')]
+    steps = []
+
+    def read_to_the_end() -> None:
+        for record in StreamReader(io.BytesIO(cut), validate_crcs=True).records:
+            if isinstance(record, Message):
+                steps.append(json.loads(record.data)["step_index"])
+
+    with pytest.raises(EndOfFile):
+        read_to_the_end()
+    assert steps == [0, 1, 2, 3]
 
 
 def test_every_record_reaches_the_file_before_close(tmp_path: Path) -> None:

@@ -62,6 +62,20 @@ def test_stop_that_keeps_failing_is_reported() -> None:
     assert len(attempts) == STOP_ATTEMPTS
 
 
+def test_interrupted_stop_is_done_before_the_interrupt_goes_on() -> None:
+    robot, attempts = FakeRobot(), []
+
+    def interrupted_once() -> None:
+        attempts.append(1)
+        if len(attempts) == 1:
+            raise KeyboardInterrupt
+
+    robot.stop = interrupted_once  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        stop_robot(robot)
+    assert len(attempts) == 2
+
+
 def test_watchdog_stops_a_robot_whose_driver_hangs() -> None:
     robot, stopped = FakeRobot(), threading.Event()
     robot.stop = stopped.set  # type: ignore[method-assign]

@@ -1,12 +1,21 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
+import threading
 import time
 
 import pytest
 
-from deploy.timing import FastSchedule, RateSchedule, SystemClock, steady_interpreter
+from deploy.timing import (
+    FastSchedule,
+    RateSchedule,
+    SystemClock,
+    give_way,
+    steady_interpreter,
+    use_real_time_priority,
+)
 from tests.support.fake_clock import FakeClock
 
 MS = 1_000_000
@@ -98,6 +107,25 @@ def test_interpreter_is_steady_inside_and_as_before_outside() -> None:
     assert inside == [False, True]
     assert gc.isenabled()
     assert sys.getswitchinterval() == pytest.approx(interval)
+
+
+def test_real_time_priority_is_taken_or_explained_and_helpers_stay_below() -> None:
+    seen: list[object] = []
+
+    def use() -> None:  # in a thread of its own: the priority is the thread's, and it would keep it
+        problem = use_real_time_priority(7)
+        seen.append(problem)
+        seen.append("" if problem else os.sched_getparam(0).sched_priority)
+        give_way()
+        seen.append("" if problem else os.sched_getparam(0).sched_priority)
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+    if seen[0]:
+        assert "real-time" in str(seen[0])
+    else:
+        assert seen[1:] == [7, 6]
 
 
 def test_disabled_collector_stays_disabled() -> None:
