@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from mpo_robot.duals import Duals
 from mpo_robot.losses.estep import nonparametric_estep, out_of_bounds_cost
@@ -119,7 +120,7 @@ class Learner:
         observation = tensors.observation.flatten(0, 1)
         online = self.online_policy(observation)
         estep = nonparametric_estep(target.q_values, self.duals.temperature, self.config.mpo.epsilon, state_weights)
-        moments = [noise_moments(estep.normalized_weights, target.noise)]
+        weights, objectives = estep.normalized_weights, 1.0
         loss_duals = estep.loss_temperature
         if self.config.mpo.action_penalization:
             cost = out_of_bounds_cost(target.actions)
@@ -127,12 +128,12 @@ class Learner:
                 cost, self.duals.penalty_temperature, self.config.mpo.epsilon_penalty, state_weights
             )
             # A second objective with weights that sum to 1 of their own: the likelihood terms weigh 2 in total.
-            moments.append(noise_moments(penalty.normalized_weights, target.noise))
+            weights, objectives = weights + penalty.normalized_weights, 2.0
             loss_duals = loss_duals + penalty.loss_temperature
         mstep = decoupled_mstep(
             online,
             target.policy,
-            tuple(moments),
+            noise_moments(weights, target.noise, objectives),
             self.duals.alpha_mean,
             self.duals.alpha_stddev,
             self.config.mpo.epsilon_mean,
@@ -160,14 +161,12 @@ class Learner:
         policy = self.target_policy(observation)
         noise = torch.randn(self.config.mpo.num_samples, *policy.mean.shape, generator=self.generator)
         actions = torch.addcmul(policy.mean, noise, policy.stddev)
-        q_values = self.target_critic.target_values(observation, actions.clamp(-1.0, 1.0))
+        # The actions taken are valued in the same pass, as one more sample; its bootstrap rows are not used.
+        taken = functional.pad(batch.action, (0, 0, 0, 1)).view(1, *policy.mean.shape)
+        values = self.target_critic.target_values(observation, torch.cat([actions, taken]).clamp_(-1.0, 1.0))
+        q_values, q_taken = values[:-1], values[-1].view(sequences, steps + 1)[:, :-1]
         value = q_values.mean(dim=0).view(sequences, steps + 1)
         before = Gaussian(*(item.view(sequences, steps + 1, -1)[:, :-1] for item in policy))
-        taken = batch.action.clamp(-1.0, 1.0)
-        q_taken = self.target_critic.target_values(
-            batch.observation[:, :-1].flatten(0, 1),
-            taken.flatten(0, 1).unsqueeze(0),
-        ).view(sequences, steps)
         log_rhos = log_prob(before.mean, before.stddev, batch.action) - batch.behavior_log_prob
         valid = (batch.trace_valid > 0) & (batch.is_transition > 0)
         coefficients = trace_coefficients(log_rhos, valid, self.config.retrace_lambda)

@@ -15,6 +15,8 @@ from torch.nn import functional
 
 from mpo_robot.losses.mstep import Gaussian
 
+CHUNK_ROWS = 2048  # of hidden activations in the target pass; with 256 units they fill 2 MB
+
 
 @dataclass(frozen=True)
 class PolicyConfig:
@@ -70,7 +72,7 @@ def _hidden(in_size: int, sizes: tuple[int, ...], layer_norm: bool) -> list[nn.M
         layers.append(nn.Linear(in_size, size))
         if layer_norm:
             layers.append(nn.LayerNorm(size))
-        layers.append(nn.ReLU())
+        layers.append(nn.ReLU(inplace=True))  # no layer before it needs its output for the gradient
         in_size = size
     return layers
 
@@ -108,18 +110,22 @@ class Critic(nn.Module):
             for parameter in (self.observation_in.weight, self.observation_in.bias, self.action_in.weight):
                 parameter.uniform_(-bound, bound)
         tail: list[nn.Module] = [nn.LayerNorm(first)] if config.layer_norm else []
-        tail += [nn.ReLU(), *_hidden(first, tuple(rest), config.layer_norm)]
+        tail += [nn.ReLU(inplace=True), *_hidden(first, tuple(rest), config.layer_norm)]
         self.tail = nn.Sequential(*tail, nn.Linear(config.hidden_sizes[-1], 1))
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
         """Values [S] of normalised observations [S, O] and clipped actions [S, A]."""
-        return self.tail(self.observation_in(observation) + self.action_in(action)).squeeze(-1)
+        hidden = torch.addmm(self.observation_in(observation), action, self.action_in.weight.t())
+        return self.tail(hidden).squeeze(-1)
 
-    def many_actions(self, observation: Tensor, actions: Tensor, chunk: int = 4) -> Tensor:
-        """Values [N, S] of N actions [N, S, A] at each observation [S, O]; `chunk` samples at a time stay in cache."""
+    def many_actions(self, observation: Tensor, actions: Tensor) -> Tensor:
+        """Values [N, S] of N actions [N, S, A] at each observation [S, O].
+
+        Works on a few samples at a time, so that the activations stay in the processor's cache.
+        """
         state_part = self.observation_in(observation)  # [S, H]
         parts = []
-        for block in actions.split(chunk):
+        for block in actions.split(max(1, CHUNK_ROWS // len(observation))):
             hidden = self.action_in(block)  # [n, S, H]
             hidden += state_part
             parts.append(self.tail(hidden.view(-1, hidden.shape[-1])).view(block.shape[:2]))

@@ -18,12 +18,16 @@ class EStep(NamedTuple):
     Attributes:
         normalized_weights: [N, S], sum over N is 1; no gradient.
         loss_temperature: Scalar dual g(temperature); gradient flows to the temperature only.
-        kl_nonparametric: [S] KL(q || pi_target) of the weights in nats, no gradient.
     """
 
     normalized_weights: Tensor
     loss_temperature: Tensor
-    kl_nonparametric: Tensor
+
+    @property
+    def kl_nonparametric(self) -> Tensor:
+        """[S] KL(q || pi_target) of the weights in nats, no gradient; computed when asked for."""
+        weights = self.normalized_weights
+        return (weights * torch.log(len(weights) * weights + 1e-12)).sum(dim=0)
 
 
 def nonparametric_estep(q_values: Tensor, temperature: Tensor, epsilon: float, state_weights: Tensor) -> EStep:
@@ -47,11 +51,8 @@ def nonparametric_estep(q_values: Tensor, temperature: Tensor, epsilon: float, s
     num_samples = q_values.shape[0]
     scaled = q_values.detach() / temperature  # [N, S]
     log_mean_exp = torch.logsumexp(scaled, dim=0) - math.log(num_samples)  # [S]
-    loss = (temperature * (epsilon + (state_weights * log_mean_exp).sum())).sum()
-    with torch.no_grad():
-        weights = torch.softmax(scaled, dim=0)
-        kl = (weights * torch.log(num_samples * weights + 1e-12)).sum(dim=0)
-    return EStep(weights, loss, kl)
+    loss = (temperature * (epsilon + state_weights @ log_mean_exp)).sum()
+    return EStep(torch.softmax(scaled.detach(), dim=0), loss)
 
 
 def out_of_bounds_cost(actions: Tensor) -> Tensor:

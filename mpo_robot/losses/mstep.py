@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from mpo_robot.losses.gaussian import HALF_LOG_TWO_PI, kl_mean, kl_stddev
@@ -21,13 +20,19 @@ class Gaussian(NamedTuple):
 
 
 class NoiseMoments(NamedTuple):
-    """Weighted moments of the standard-normal noise behind the sampled actions, each [S, A].
+    """Weighted moments of the standard-normal noise behind the sampled actions.
 
     With actions a_n = target_mean + target_stddev * z_n they hold all that the weighted likelihood needs.
+
+    Attributes:
+        first: [S, A] sum_n w_n z_n.
+        second: [S, A] sum_n w_n z_n^2.
+        total: Sum of the weights in each state: the number of E-step objectives whose weights were added up.
     """
 
     first: Tensor
     second: Tensor
+    total: float = 1.0
 
 
 class WeightedLikelihood(NamedTuple):
@@ -51,10 +56,10 @@ class KLPenalty(NamedTuple):
     kl: Tensor
 
 
-def noise_moments(weights: Tensor, noise: Tensor) -> NoiseMoments:
-    """Sum_n w_n z_n and sum_n w_n z_n^2 over the samples, each [S, A], from weights [N, S] and noise [N, S, A]."""
+def noise_moments(weights: Tensor, noise: Tensor, total: float = 1.0) -> NoiseMoments:
+    """Moments over the samples of noise [N, S, A] under weights [N, S] that sum to `total` over N."""
     weighted = weights.unsqueeze(-1) * noise
-    return NoiseMoments(weighted.sum(dim=0), (weighted * noise).sum(dim=0))
+    return NoiseMoments(weighted.sum(dim=0), (weighted * noise).sum(dim=0), total)
 
 
 def weighted_likelihood(
@@ -63,19 +68,18 @@ def weighted_likelihood(
     """Weighted negative log-likelihood, mean fitted under the target stddev and stddev under the target mean.
 
     Equals -sum_s w_s sum_n q_n log N(a_n | online_mean, target_stddev) and
-    -sum_s w_s sum_n q_n log N(a_n | target_mean, online_stddev) for weights q that sum to 1
+    -sum_s w_s sum_n q_n log N(a_n | target_mean, online_stddev) for weights q that sum to `moments.total`
     (Abdolmaleki et al. 2018, equation 10 with the decoupling of appendix D.3), written with two moments of the noise
     instead of N log densities. Gradient flows to `online` only.
     """
     target_mean, target_stddev = target.mean.detach(), target.stddev.detach()
+    first, second, total = moments
     offset = (target_mean - online.mean) / target_stddev
-    spread_mean = moments.second + 2.0 * offset * moments.first + offset.square()  # E_q[((a - mu) / sigma)^2]
-    spread_stddev = moments.second * (target_stddev / online.stddev).square()
-    nll_mean = 0.5 * spread_mean + target_stddev.log() + HALF_LOG_TWO_PI
-    nll_stddev = 0.5 * spread_stddev + online.stddev.log() + HALF_LOG_TWO_PI
-    return WeightedLikelihood(
-        (state_weights * nll_mean.sum(dim=-1)).sum(), (state_weights * nll_stddev.sum(dim=-1)).sum()
-    )
+    spread_mean = second + offset * (2.0 * first + total * offset)  # E_q[((a - mu) / sigma)^2]
+    spread_stddev = second * (target_stddev / online.stddev).square()
+    nll_mean = 0.5 * spread_mean + total * (target_stddev.log() + HALF_LOG_TWO_PI)
+    nll_stddev = 0.5 * spread_stddev + total * (online.stddev.log() + HALF_LOG_TWO_PI)
+    return WeightedLikelihood((state_weights @ nll_mean).sum(), (state_weights @ nll_stddev).sum())
 
 
 def kl_penalty(kl_per_dimension: Tensor, alpha: Tensor, epsilon: float, state_weights: Tensor) -> KLPenalty:
@@ -90,7 +94,7 @@ def kl_penalty(kl_per_dimension: Tensor, alpha: Tensor, epsilon: float, state_we
     Raises:
         ValueError: `alpha` is neither [A] nor [1].
     """
-    kl = (state_weights.unsqueeze(-1) * kl_per_dimension).sum(dim=0)  # [A]
+    kl = state_weights @ kl_per_dimension  # [A]
     if alpha.shape == (1,):
         kl = kl.sum(dim=0, keepdim=True)
     elif alpha.shape != kl.shape:
@@ -110,7 +114,7 @@ class MStep(NamedTuple):
 def decoupled_mstep(
     online: Gaussian,
     target: Gaussian,
-    moments: tuple[NoiseMoments, ...],
+    moments: NoiseMoments,
     alpha_mean: Tensor,
     alpha_stddev: Tensor,
     epsilon_mean: float,
@@ -119,15 +123,15 @@ def decoupled_mstep(
 ) -> MStep:
     """Policy losses and KL terms of one M-step.
 
-    `moments` holds one entry per E-step objective (task, out-of-bounds penalty); each objective's weights sum to 1,
-    so with two objectives the likelihood terms add up to a total weight of 2 (as in MO-MPO).
+    The weights behind `moments` may be the sum of several E-step objectives' weights (task, out-of-bounds penalty);
+    each objective's weights sum to 1, so with two the likelihood terms weigh 2 in total (as in MO-MPO).
     """
-    likelihoods = [weighted_likelihood(online, target, item, state_weights) for item in moments]
+    likelihood = weighted_likelihood(online, target, moments, state_weights)
     mean_kl = kl_mean(target.mean.detach(), target.stddev.detach(), online.mean)
     stddev_kl = kl_stddev(target.stddev.detach(), online.stddev)
     return MStep(
-        torch.stack([item.loss_mean for item in likelihoods]).sum(),
-        torch.stack([item.loss_stddev for item in likelihoods]).sum(),
+        likelihood.loss_mean,
+        likelihood.loss_stddev,
         kl_penalty(mean_kl, alpha_mean, epsilon_mean, state_weights),
         kl_penalty(stddev_kl, alpha_stddev, epsilon_stddev, state_weights),
     )

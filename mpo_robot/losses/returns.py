@@ -41,8 +41,11 @@ def off_policy_returns(
     if len(shapes) != 1 or reward_t.ndim != 2:
         raise ValueError(f"all arguments must have the same shape [B, T], got {sorted(shapes)}")
     with torch.no_grad():
-        steps = reward_t.shape[1]
-        target = reward_t + discount_t * bootstrap_value  # one-step targets, corrected in place from the back
-        for t in range(steps - 2, -1, -1):
-            target[:, t] += discount_t[:, t] * coefficients[:, t + 1] * (target[:, t + 1] - q_taken[:, t + 1])
+        # G_t = e_t + k_t G_{t+1} with everything that needs no recursion in e and k: one small operation per step.
+        target = reward_t + discount_t * bootstrap_value
+        carry = discount_t[:, :-1] * coefficients[:, 1:]
+        target[:, :-1] -= carry * q_taken[:, 1:]
+        columns, carries = target.unbind(dim=1), carry.unbind(dim=1)
+        for t in range(len(carries) - 1, -1, -1):
+            columns[t].addcmul_(carries[t], columns[t + 1])
         return target

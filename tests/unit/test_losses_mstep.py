@@ -106,8 +106,9 @@ def test_two_objectives_weigh_two_in_total(problem):
     # Pitfall 10: said in the docstring, so pinned here.
     online, target, noise, weights, state_weights = problem
     moments = noise_moments(weights, noise)
+    doubled = noise_moments(2.0 * weights, noise, total=2.0)
     duals = (torch.ones(A, dtype=torch.float64),) * 2
-    one = decoupled_mstep(online, target, (moments,), *duals, 0.1, 0.1, state_weights)
-    two = decoupled_mstep(online, target, (moments, moments), *duals, 0.1, 0.1, state_weights)
+    one = decoupled_mstep(online, target, moments, *duals, 0.1, 0.1, state_weights)
+    two = decoupled_mstep(online, target, doubled, *duals, 0.1, 0.1, state_weights)
     assert two.loss_policy_mean.item() == pytest.approx(2 * one.loss_policy_mean.item())
     assert two.penalty_mean.loss_kl.item() == pytest.approx(one.penalty_mean.loss_kl.item())
