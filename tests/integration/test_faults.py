@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import zmq
 
-from deploy.action_source import ServerSource
+from deploy.action_source import LocalSource, ServerSource
 from deploy.client import PolicyClient
 from deploy.control_loop import ControlLoop, EpisodeResult
 from deploy.fallback import FallbackConfig, Rung
@@ -19,6 +19,7 @@ from deploy.log_reader import LogContents, is_being_written, read_log
 from deploy.log_writer import EpisodeLogWriter
 from deploy.loop_parts import EndReason, LoopConfig, LoopParts
 from deploy.observation_checks import ObservationConfig, StaleCheck
+from deploy.onnx_policy import OnnxPolicy, gaussian_log_prob
 from deploy.timing import SystemClock
 from mpo_robot.cli.main import main
 from mpo_robot.episode import Source, StepRecord, episodes_from_records
@@ -65,6 +66,7 @@ def run_loop(
     after: int,
     loop: LoopConfig = REAL_TIME,
     fallback: FallbackConfig = HOLD,
+    local: LocalSource | None = None,
 ) -> tuple[EpisodeResult, LogContents]:
     """One episode of the fake robot against a server; `at_step` is called while step k's command is being sent."""
 
@@ -79,6 +81,7 @@ def run_loop(
         recorder = Recorder(source, after)
         parts = LoopParts(
             source=source,
+            local=local,
             loop=loop,
             observation=NO_AGE_CHECK,
             fallback=fallback,
@@ -161,6 +164,33 @@ def test_dead_server_leads_down_the_ladder_to_a_stop(tmp_path: Path, policy: Pat
     assert result.statistics.fallbacks["safe_pose"] == 3
     assert log.complete
     np.testing.assert_array_equal(log.records[-1].applied_command, np.full(2, 0.25, np.float32))
+
+
+def test_policy_file_in_this_process_takes_over_from_a_dead_server(tmp_path: Path, policy: Path) -> None:
+    own = OnnxPolicy(write_linear_policy(tmp_path / "own.onnx", SPEC, bias=0.5, stddev=0.2))
+    ladder = FallbackConfig((Rung("hold", ticks=2), Rung("local", ticks=0), Rung("stop")))
+    with ServerProcess(policy) as server:
+
+        def at_step(k: int) -> None:
+            if k == 5:
+                server.process.kill()
+                server.process.wait()
+
+        loop = LoopConfig(deadline=0.8, watchdog_s=0.0, max_steps=15)
+        local = LocalSource(own, stochastic=True, seed=0)
+        result, log = run_loop(tmp_path, server.endpoint, at_step, after=99, loop=loop, fallback=ladder, local=local)
+    assert result.reason is EndReason.MAX_STEPS
+    taken_over = log.records[8:]
+    assert len(taken_over) == 7
+    for record in taken_over:
+        assert (record.source, record.policy_version) == (Source.POLICY, own.policy_version)
+        expected = gaussian_log_prob(record.policy_action, np.full(2, 0.5), np.full(2, 0.2))
+        assert record.behavior_log_prob == pytest.approx(expected, abs=1e-4)
+        assert record.deadline_missed
+        assert not record.action_modified
+    (episode,) = episodes_from_records(log.records, SPEC)
+    assert episode.trace_valid[8:].all()
+    assert own.policy_version not in {record.policy_version for record in log.records[:8]}
 
 
 def test_garbage_at_the_server_disturbs_no_episode(tmp_path: Path, policy: Path) -> None:
