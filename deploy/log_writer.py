@@ -118,15 +118,7 @@ class EpisodeLogWriter:
             "spec": spec.to_dict(),
             "spec_hash": spec.spec_hash,
         }
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._stream: IO[bytes] = self.path.open("xb", buffering=1 << 18)
-        except FileExistsError as error:
-            raise EpisodeError(f"{self.path} exists already; an episode log is never overwritten") from error
-        except OSError as error:
-            raise EpisodeError(f"cannot create the episode log {self.path}: {error.strerror}") from error
-        with contextlib.suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._stream = _create(self.path)
         self._writer = Writer(
             self._stream,
             chunk_size=1 << 30,  # a chunk ends where we flush, never in the middle of a drain
@@ -289,6 +281,20 @@ class EpisodeLogWriter:
             schema = self._writer.register_schema("mpo_robot.Signals", "jsonschema", signals_json_schema(self._spec))
             channels[SIGNALS_TOPIC] = self._writer.register_channel(SIGNALS_TOPIC, "json", schema, metadata)
         return channels
+
+
+def _create(path: Path) -> IO[bytes]:
+    """New, locked file."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("xb", buffering=1 << 18)
+    except FileExistsError as error:
+        raise EpisodeError(f"{path} exists already; an episode log is never overwritten") from error
+    except OSError as error:
+        raise EpisodeError(f"cannot create the episode log {path}: {error.strerror}") from error
+    with contextlib.suppress(OSError):  # some network file systems have no locks
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return stream
 
 
 def _fsync_directory(directory: Path) -> None:
