@@ -8,14 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from deploy.log_reader import read_log
+from deploy.log_reader import is_being_written, read_log
 from mpo_robot.continual import ContinualLearner
 from mpo_robot.episode import Episode, episodes_from_records
 from mpo_robot.errors import ConfigError, EpisodeError, MpoRobotError
 from mpo_robot.specs import PolicySpec
 
 REJECTED = "rejected"
-SETTLE_SECONDS = 5.0  # an unfinished log that still changed this recently may be in the hands of its writer
+SETTLE_SECONDS = 5.0  # an unfinished log that changed this recently may still be being copied here
 
 
 class Intake(NamedTuple):
@@ -36,9 +36,9 @@ def take_in(
 ) -> Intake:
     """Ingest every new log of `directory`, oldest name first.
 
-    A log that was ingested before (by name) is skipped. An unfinished log whose file changed in the last few seconds
-    is left for the next pass; an older one is the log of a robot that died and is ingested as far as it is whole. A
-    log that cannot be used is moved to `directory/rejected/` beside a text file with the reason.
+    A log that was ingested before (by name) is skipped. A log in the hands of its writer, or an unfinished one whose
+    file changed in the last few seconds, is left for the next pass; any other unfinished log is that of a robot that
+    died and is ingested as far as it is whole. A log that cannot be used is moved to `directory/rejected/` beside a text file with the reason.
 
     Raises:
         ConfigError: no such directory.
@@ -53,6 +53,9 @@ def take_in(
         if path.name in known:
             continue
         try:
+            if is_being_written(path):
+                waiting.append(path)
+                continue
             age = wall_clock() - path.stat().st_mtime
             episodes, complete = load_episodes(path, learner.spec)
             if not complete and age < SETTLE_SECONDS:
