@@ -38,7 +38,8 @@ def take_in(
 
     A log that was ingested before (by name) is skipped. A log in the hands of its writer, or an unfinished one whose
     file changed in the last few seconds, is left for the next pass; any other unfinished log is that of a robot that
-    died and is ingested as far as it is whole. A log that cannot be used is moved to `directory/rejected/` beside a text file with the reason.
+    died and is ingested as far as it is whole. A log that cannot be used is moved to `directory/rejected/` beside a
+    text file with the reason.
 
     Raises:
         ConfigError: no such directory.

@@ -40,7 +40,10 @@ SMALL = {
 
 def rows(path):
     with path.open() as stream:
-        return [{k: v for k, v in row.items() if "wall" not in k and "per_second" not in k} for row in csv.DictReader(stream)]
+        return [
+            {k: v for k, v in row.items() if "wall" not in k and "per_second" not in k}
+            for row in csv.DictReader(stream)
+        ]
 
 
 def start(folder, overrides=()):
@@ -91,7 +94,17 @@ def test_ctrl_c_saves_and_stops_cleanly(tmp_path):
     config = tmp_path / "small.yaml"
     config.write_text("environment: {task: 'dm_control:cartpole-swingup'}\n")
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "mpo_robot.cli.main", "train", "--config", str(config), "--run", str(run), "--quiet"]
+    command = [
+        sys.executable,
+        "-m",
+        "mpo_robot.cli.main",
+        "train",
+        "--config",
+        str(config),
+        "--run",
+        str(run),
+        "--quiet",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:
         deadline = time.monotonic() + 60
