@@ -1,0 +1,100 @@
+"""Collect the learning curves of finished (or stopped) runs: `python benchmarks/_collect_curves.py RUN...`.
+
+Writes one CSV per run to benchmarks/results/curves/, a summary with commands and versions to
+benchmarks/results/learning_curves.json, a plot, and prints the table of the README.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+from mpo_robot.config import read_yaml
+from mpo_robot.run_folder import RunFolder
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results"
+BARS = {  # return to reach, and the environment steps allowed
+    "dm_control:cartpole-swingup": (800, 100_000),
+    "dm_control:walker-walk": (900, 300_000),
+    "dm_control:cheetah-run": (500, 300_000),
+    "gymnasium:HalfCheetah-v4": (6_000, 300_000),
+}
+
+
+def collect(path: Path) -> dict[str, Any]:
+    """Copy one run's curve and summarise it."""
+    folder = RunFolder(path)
+    folder.require()
+    config, record = read_yaml(folder.config_file), json.loads(folder.run_file.read_text())
+    task, seed = config["environment"]["task"], record["seed"]
+    with folder.evaluations_file.open() as stream:
+        rows = list(csv.DictReader(stream))
+    curve = [(int(row["environment_steps"]), float(row["return_mean"])) for row in rows]
+    target = RESULTS / "curves" / f"{task.partition(':')[2]}-seed{seed}.csv"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(folder.evaluations_file.read_text())
+    bar, limit = BARS.get(task, (None, None))
+    reached = [step for step, value in curve if bar is not None and value >= bar and step <= limit]
+    return {
+        "task": task,
+        "seed": seed,
+        "curve": f"curves/{target.name}",
+        "bar": bar,
+        "bar_steps": limit,
+        "first_step_at_bar": reached[0] if reached else None,
+        "last_step": curve[-1][0],
+        "last_return": curve[-1][1],
+        "best_return": max(value for _, value in curve),
+        "wall_time_s": float(rows[-1]["wall_time_s"]),
+        "command": record["command"][1:],
+        "git": record["git"],
+        "versions": record["versions"],
+        "machine": record["machine"],
+        "config": config,
+    }
+
+
+def plot(runs: list[dict[str, Any]]) -> None:
+    """One panel per task, one line per seed, the bar dashed."""
+    tasks = sorted({run["task"] for run in runs})
+    figure, axes = plt.subplots(1, len(tasks), figsize=(4.2 * len(tasks), 3.4), squeeze=False)
+    for axis, task in zip(axes[0], tasks):
+        for run in (run for run in runs if run["task"] == task):
+            with (RESULTS / run["curve"]).open() as stream:
+                rows = list(csv.DictReader(stream))
+            steps = [int(row["environment_steps"]) / 1000 for row in rows]
+            axis.plot(steps, [float(row["return_mean"]) for row in rows], label=f"seed {run['seed']}")
+        if BARS.get(task):
+            axis.axhline(BARS[task][0], color="gray", linestyle="--", linewidth=1, label="bar")
+        axis.set(title=task.partition(":")[2], xlabel="environment steps (thousands)", ylabel="return, mean action")
+        axis.legend()
+    figure.tight_layout()
+    figure.savefig(RESULTS / "learning_curves.png", dpi=110)
+
+
+def main() -> None:
+    """Collect all runs given on the command line."""
+    if len(sys.argv) < 2:
+        sys.exit("usage: python benchmarks/_collect_curves.py RUN...")
+    runs = sorted((collect(Path(path)) for path in sys.argv[1:]), key=lambda run: (run["task"], run["seed"]))
+    (RESULTS / "learning_curves.json").write_text(json.dumps(runs, indent=1) + "\n")
+    plot(runs)
+    print("| task | seed | bar | reached at step | last evaluation | best |\n|---|---|---|---|---|---|")
+    for run in runs:
+        first = "not reached" if run["first_step_at_bar"] is None else f"{run['first_step_at_bar']:,}"
+        print(
+            f"| {run['task'].partition(':')[2]} | {run['seed']} | {run['bar']:,} by {run['bar_steps'] // 1000}k | {first} "
+            f"| {run['last_return']:,.0f} at {run['last_step'] // 1000}k | {run['best_return']:,.0f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
