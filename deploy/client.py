@@ -24,6 +24,7 @@ from deploy.client_types import (
     read_action,
 )
 from deploy.link import ClientLink
+from deploy.numeric import all_finite
 from deploy.protocol import (
     ActReply,
     ActRequest,
@@ -169,7 +170,7 @@ class PolicyClient:
         if self.state is not ClientState.READY:
             self.statistics.not_ready += 1
             return None
-        if not np.isfinite(values).all():
+        if not all_finite(values):
             self.statistics.bad_observations += 1
             return None
         number, sent_ns = self._new_id(), self._clock()

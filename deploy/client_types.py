@@ -33,7 +33,6 @@ class ActionReply(NamedTuple):
     Attributes:
         action: float32 [A] normalised, as sampled, not clipped.
         log_prob: Log density of `action` in nats; NaN where none exists.
-        mean: float32 [A] normalised mean of the policy.
         policy_version: Version that acted.
         round_trip_ns: From just before sending to just after receiving, on this side's clock.
         server_ns: Time the request spent in the server, on the server's clock.
@@ -42,7 +41,6 @@ class ActionReply(NamedTuple):
 
     action: npt.NDArray[np.float32]
     log_prob: float
-    mean: npt.NDArray[np.float32]
     policy_version: str
     round_trip_ns: int
     server_ns: int
@@ -100,7 +98,6 @@ def read_action(
             not pinned for the episode.
     """
     action = decode_array(message.action, spec.action_size, "action")
-    mean = decode_array(message.mean, spec.action_size, "mean")
     if message.log_prob is not None and not math.isfinite(message.log_prob):
         raise ProtocolError("log_prob is not finite")
     if message.spec_hash != spec.spec_hash or message.step_index != step_index:
@@ -110,7 +107,6 @@ def read_action(
     return ActionReply(
         action=action,
         log_prob=math.nan if message.log_prob is None else message.log_prob,
-        mean=mean,
         policy_version=message.policy_version,
         round_trip_ns=round_trip_ns,
         server_ns=max(0, message.sent_ns - message.received_ns),

@@ -183,7 +183,6 @@ class RequestHandler:
             **self._header(message.request_id),
             step_index=message.step_index,
             action=protocol.encode_array(result.action),
-            mean=protocol.encode_array(result.mean),
             log_prob=None if math.isnan(result.log_prob) else result.log_prob,
             policy_version=session.policy.policy_version,
             inference_ns=max(0, inference_ns),

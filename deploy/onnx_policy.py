@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from deploy.numeric import all_finite
 from mpo_robot.errors import ConfigError, MpoRobotError, SpecMismatchError
 from mpo_robot.specs import PolicySpec
 
@@ -125,7 +126,7 @@ class OnnxPolicy:
         if np.shape(observation) != self._input.shape[1:]:
             raise ValueError(f"observation has shape {np.shape(observation)}, expected ({self.spec.observation_size},)")
         self._input[0] = observation
-        if not np.isfinite(self._input).all():
+        if not all_finite(self._input[0]):
             raise PolicyError("observation holds NaN or infinity: check the sensors before asking for an action")
         self._session.run_with_iobinding(self._binding)
         mean, stddev = normalized = (self._output - self._offset) / self._half_range

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from deploy.onnx_policy import OnnxPolicy
 from deploy.registry import PolicyRegistry
+from deploy.timing import give_way
 from mpo_robot.errors import ConfigError
 
 _log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class PolicyStore:
         # Versions that some episode still has pinned stay reachable without another load.
         self._loaded: weakref.WeakValueDictionary[str, OnnxPolicy] = weakref.WeakValueDictionary()
         self._loaded[self.current.policy_version] = self.current
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="policy-load")
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="policy-load", initializer=give_way)
         self._newest = _done(self.current)
 
     def newest(self) -> Future[OnnxPolicy]:

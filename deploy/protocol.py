@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta
 
+from deploy.numeric import all_finite
 from mpo_robot.errors import ConfigError, ProtocolError
 from mpo_robot.specs import PolicySpec
 
@@ -22,6 +23,8 @@ MAX_FRAME_BYTES = 1 << 20
 NO_REQUEST = 0  # request_id of an Error about a frame whose own id could not be read
 
 Hash = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+# In every message: no regular expression there, as the receiver compares it with the one it expects anyway.
+KnownHash = Annotated[str, Meta(min_length=64, max_length=64)]
 Count = Annotated[int, Meta(ge=0)]
 Name = Annotated[str, Meta(max_length=256)]
 Text = Annotated[str, Meta(max_length=4096)]
@@ -45,7 +48,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
     """What every message has."""
 
     protocol_version: int
-    spec_hash: Hash
+    spec_hash: KnownHash
     request_id: Count
     sent_ns: int
 
@@ -93,7 +96,7 @@ class ActRequest(Message, frozen=True, kw_only=True, tag="act_request"):
 
 
 class ActReply(Message, frozen=True, kw_only=True, tag="act_reply"):
-    """Reply to ActRequest. `action` and `mean` are [A] float32 little-endian, normalised, not clipped.
+    """Reply to ActRequest. `action` is [A] float32 little-endian, normalised, not clipped.
 
     `log_prob` is in nats; None where no density exists. `received_ns` and `sent_ns` are on the server's clock: their
     difference is the time the request spent in the server.
@@ -101,9 +104,8 @@ class ActReply(Message, frozen=True, kw_only=True, tag="act_reply"):
 
     step_index: Count
     action: bytes
-    mean: bytes
     log_prob: float | None
-    policy_version: Hash
+    policy_version: KnownHash
     inference_ns: Count
     received_ns: int
 
@@ -191,7 +193,7 @@ def decode_array(data: bytes, size: int, name: str) -> npt.NDArray[np.float32]:
     if len(data) != 4 * size:
         raise ProtocolError(f"{name} has {len(data)} bytes, expected {4 * size} ({size} float32)")
     values = np.frombuffer(data, _FLOAT32).astype(np.float32)
-    if not np.isfinite(values).all():
+    if not all_finite(values):
         raise ProtocolError(f"{name} holds NaN or infinity")
     return values
 

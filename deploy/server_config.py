@@ -20,6 +20,8 @@ class ServerConfig:
         max_sessions: Clients served at a time; more are refused.
         session_idle_s: A client silent for this long loses its session and has to handshake again.
         registry_poll_s: How often the registry is looked at while no episode begins.
+        realtime_priority: 1 to 99 asks the operating system for this real-time priority (SCHED_FIFO), so that other
+            programs do not delay answers; policies load at one less. 0 runs as a normal program.
         curve_secret_key: The server's secret key file; required off loopback.
         curve_allow: Directory with the public keys of the clients that may connect; required off loopback.
     """
@@ -30,6 +32,7 @@ class ServerConfig:
     max_sessions: int = 64
     session_idle_s: float = 60.0
     registry_poll_s: float = 0.5
+    realtime_priority: int = 0
     curve_secret_key: Path | None = None
     curve_allow: Path | None = None
 
@@ -39,6 +42,8 @@ class ServerConfig:
         for name in ("session_idle_s", "registry_poll_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 <= self.realtime_priority <= 99:
+            raise ConfigError(f"realtime_priority must be 0 to 99, got {self.realtime_priority}")
         if (self.curve_secret_key is None) != (self.curve_allow is None):
             raise ConfigError("curve_secret_key and curve_allow belong together: give both or neither")
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from deploy.registry import PolicyRegistry, import_policy
 from deploy.server import PolicyServer, ServerConfig
+from deploy.timing import use_real_time_priority
 from mpo_robot.config import apply_overrides, build, read_yaml
 from mpo_robot.errors import ConfigError
 
@@ -62,6 +63,9 @@ def run(args: argparse.Namespace) -> int:
     if args.policy.is_file():
         _import(args.policy, registry)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    if config.realtime_priority:  # before the server's threads start, which inherit it
+        problem = use_real_time_priority(config.realtime_priority)
+        print(f"note: {problem}" if problem else f"real-time priority {config.realtime_priority}")
     with PolicyServer(registry, config) as server:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: server.stop())

@@ -1,8 +1,10 @@
 """`mpo-robot serve` as users run it: a process of its own that is stopped, killed, frozen, swapped and misused."""
 
+import os
 import re
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ import zmq
 
 from deploy.client import ClientState, PolicyClient
 from deploy.registry import PolicyRegistry
+from deploy.server import ServerConfig
 from mpo_robot.cli.main import main
+from mpo_robot.config import load_config
 from mpo_robot.errors import SpecMismatchError
 from tests.support.onnx_files import small_spec, write_linear_policy
 from tests.support.serving import ServerProcess
@@ -72,6 +76,24 @@ def test_deterministic_by_flag_config_and_override(policy, tmp_path):
             assert not client.connect(PATIENCE_S).stochastic
             client.begin_episode("e", PATIENCE_S)
             assert np.isnan(act(client).log_prob)
+
+
+def test_real_time_priority_is_taken_or_its_lack_is_said(policy):
+    with ServerProcess(policy, "realtime_priority=1") as server, PolicyClient(server.endpoint, SPEC) as client:
+        client.begin_episode("e", PATIENCE_S)
+        assert act(client) is not None
+        if "real-time priority 1" in server.output:
+            assert os.sched_getscheduler(server.process.pid) == os.SCHED_FIFO
+            assert os.sched_getparam(server.process.pid).sched_priority == 1
+        else:
+            assert any(line.startswith("note: ") for line in server.output)
+
+
+def test_every_config_file_is_valid():
+    files = sorted(Path(__file__).parents[2].glob("configs/deploy/*.yaml"))
+    assert files
+    for path in files:
+        load_config(ServerConfig, path)
 
 
 def test_a_killed_server_is_picked_up_again_in_the_same_episode(policy, tmp_path):

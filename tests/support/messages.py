@@ -32,7 +32,6 @@ BODIES = {
     protocol.ActReply: {
         "step_index": counts,
         "action": arrays,
-        "mean": arrays,
         "log_prob": log_probs,
         "policy_version": hashes,
         "inference_ns": counts,

@@ -68,7 +68,6 @@ class ScriptedServer:
         fields = {
             "step_index": message.step_index,
             "action": protocol.encode_array([0.5, float(message.step_index)]),
-            "mean": protocol.encode_array([0.25, 0.0]),
             "log_prob": -1.5,
             "policy_version": VERSION,
             "inference_ns": 300,
@@ -137,7 +136,6 @@ def test_connect_begin_act(server, client):
     assert client.begin_episode("walk", PATIENCE_S) == VERSION
     reply = act(client, 7, observation=np.array([1.0, -2.0, 0.5]))
     np.testing.assert_array_equal(reply.action, np.float32([0.5, 7.0]))
-    np.testing.assert_array_equal(reply.mean, np.float32([0.25, 0.0]))
     assert reply.action.dtype == np.float32
     assert (reply.log_prob, reply.policy_version) == (-1.5, VERSION)
     assert (reply.server_ns, reply.inference_ns) == (500, 300)
@@ -227,10 +225,9 @@ NAN = protocol.encode_array([math.nan, 0.0])
     "changes",
     [
         {"action": NAN},
-        {"mean": NAN},
         {"action": protocol.encode_array([math.inf, 0.0])},
         {"action": protocol.encode_array([0.0])},
-        {"mean": protocol.encode_array([0.0] * 3)},
+        {"action": protocol.encode_array([0.0] * 3)},
         {"log_prob": math.nan},
         {"log_prob": math.inf},
         {"policy_version": "b" * 64},

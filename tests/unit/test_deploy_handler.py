@@ -103,8 +103,8 @@ def test_handshake_episode_action(make):
     reply = bench.act(A, step_index=4)
     assert isinstance(reply, ActReply)
     assert (reply.step_index, reply.policy_version) == (4, bench.version)
-    stddev = bench.store.current.act(np.zeros(3, np.float32), False).stddev
-    assert reply.log_prob == gaussian_log_prob(vector(reply.action), vector(reply.mean), stddev)
+    policy = bench.store.current.act(np.zeros(3, np.float32), False)
+    assert reply.log_prob == gaussian_log_prob(vector(reply.action), policy.mean, policy.stddev)
 
 
 def test_deterministic_server_sends_the_mean_and_no_density(make):
@@ -112,7 +112,7 @@ def test_deterministic_server_sends_the_mean_and_no_density(make):
     assert not bench.hello(A).stochastic
     assert not bench.begin(A).stochastic
     reply = bench.act(A)
-    assert reply.action == reply.mean
+    np.testing.assert_array_equal(vector(reply.action), [0.0, 0.0])
     assert reply.log_prob is None
 
 
@@ -349,7 +349,13 @@ def test_noise_differs_without_a_seed_by_seed_and_after_a_resume():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"max_sessions": 0}, {"session_idle_s": 0.0}, {"registry_poll_s": math.nan}, {"curve_allow": "keys"}],
+    [
+        {"max_sessions": 0},
+        {"realtime_priority": 100},
+        {"session_idle_s": 0.0},
+        {"registry_poll_s": math.nan},
+        {"curve_allow": "keys"},
+    ],
 )
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(ConfigError):

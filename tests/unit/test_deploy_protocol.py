@@ -51,10 +51,19 @@ def test_arrays_of_another_length_are_refused(data):
         protocol.decode_array(data, 3, "observation")
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_arrays_that_are_not_finite_are_refused(bad):
+@pytest.mark.parametrize("size", [2, 500])
+@pytest.mark.parametrize("bad", [[math.nan], [math.inf], [-math.inf], [math.inf, -math.inf]])
+def test_arrays_that_are_not_finite_are_refused(bad, size):
+    values = np.zeros(size)
+    values[: len(bad)] = bad
     with pytest.raises(ProtocolError, match="NaN"):
-        protocol.decode_array(protocol.encode_array(np.array([0.0, bad])), 2, "action")
+        protocol.decode_array(protocol.encode_array(values), size, "action")
+
+
+@pytest.mark.parametrize("size", [2, 500])
+def test_the_largest_floats_are_finite(size):
+    values = np.full(size, np.finfo(np.float32).max)
+    np.testing.assert_array_equal(protocol.decode_array(protocol.encode_array(values), size, "x"), values)
 
 
 @pytest.mark.parametrize("request_id", [-1, "1", 1.5, None, 2**64])
@@ -68,10 +77,17 @@ def test_request_ids_are_natural_numbers(request_id):
         protocol.decode(msgspec.msgpack.encode(fields))
 
 
-@pytest.mark.parametrize("spec_hash", ["", "A" * 64, "a" * 63, "a" * 65, "../" * 22])
-def test_hashes_are_64_hex_digits(spec_hash):
+@pytest.mark.parametrize("spec_hash", ["", "a" * 63, "a" * 65, "a" * 100_000])
+def test_spec_hashes_have_64_digits(spec_hash):
     with pytest.raises(ProtocolError):
         protocol.decode(msgspec.msgpack.encode({"type": "ping", **protocol.header(spec_hash, 1, 0)}))
+
+
+@pytest.mark.parametrize("version", ["", "A" * 64, "a" * 63, "a" * 65, "../" * 22])
+def test_a_version_to_resume_has_64_hex_digits(version):
+    fields = {"episode_id": "e", "step_index": 0, "resume_policy_version": version}
+    with pytest.raises(ProtocolError):
+        protocol.decode(msgspec.msgpack.encode({"type": "begin_episode", **protocol.header(HASH, 1, 0), **fields}))
 
 
 def test_a_future_version_with_other_fields_is_named_as_such():
