@@ -24,6 +24,7 @@ there, and the running server takes them over between episodes. Examples:
   mpo-robot serve policy.onnx --deterministic --endpoint ipc:///tmp/policy.sock
   mpo-robot serve policy.onnx --rollback         put the previous version in force (a running server follows)
   mpo-robot serve policy.onnx --config configs/deploy/server_lan.yaml session_idle_s=10
+  mpo-robot serve policy.onnx realtime_priority=50
 """
 
 
