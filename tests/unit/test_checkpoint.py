@@ -1,0 +1,79 @@
+"""Checkpoints are whole or invisible, old ones go, and nothing in them is executed."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from mpo_robot.checkpoint import list_checkpoints, load_checkpoint, rng_from_json, rng_to_json, save_checkpoint
+from mpo_robot.errors import ConfigError
+
+
+def save(directory, step, value=1.0):
+    return save_checkpoint(directory, step, {"value": torch.tensor(value)}, lambda path: path.write_bytes(b"replay"))
+
+
+def test_the_newest_of_two_kept_checkpoints_is_loaded(tmp_path):
+    for step in (100, 20, 3000):
+        save(tmp_path, step, float(step))
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_000000000100", "step_000000003000"]
+    state, replay = load_checkpoint(tmp_path)
+    assert state["value"].item() == 3000.0
+    assert replay.read_bytes() == b"replay"
+
+
+@pytest.mark.parametrize("failing", ["replay", "rename"])
+def test_a_crash_while_writing_leaves_the_earlier_checkpoint(tmp_path, monkeypatch, failing):
+    save(tmp_path, 1, 1.0)
+
+    def crash(*_):
+        raise KeyboardInterrupt
+
+    if failing == "rename":
+        monkeypatch.setattr(os, "replace", crash)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(tmp_path, 2, {}, crash if failing == "replay" else lambda path: path.write_bytes(b""))
+    monkeypatch.undo()
+    assert load_checkpoint(tmp_path)[0]["value"].item() == 1.0
+    save(tmp_path, 2, 2.0)  # the remains of the crash are no obstacle
+    assert load_checkpoint(tmp_path)[0]["value"].item() == 2.0
+
+
+def test_saving_the_same_step_again_replaces_it(tmp_path):
+    save(tmp_path, 5, 1.0)
+    save(tmp_path, 5, 2.0)
+    assert load_checkpoint(tmp_path)[0]["value"].item() == 2.0
+
+
+def test_no_checkpoint_and_a_damaged_one_are_clear_errors(tmp_path):
+    with pytest.raises(ConfigError, match="no checkpoint"):
+        load_checkpoint(tmp_path)
+    (save(tmp_path, 1) / "state.pt").write_bytes(b"garbage")
+    with pytest.raises(ConfigError, match="cannot read checkpoint"):
+        load_checkpoint(tmp_path)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (os.mkdir, ("bomb_went_off",))
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = save(tmp_path, 1)
+    torch.save({"value": Bomb()}, path / "state.pt")
+    with pytest.raises(ConfigError, match="cannot read checkpoint"):
+        load_checkpoint(tmp_path)
+    (path / "state.pt").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(ConfigError, match="cannot read checkpoint"):
+        load_checkpoint(tmp_path)
+    assert not (tmp_path / "bomb_went_off").exists()
+
+
+def test_a_generator_continues_exactly():
+    rng = np.random.default_rng(3)
+    rng.standard_normal(7)
+    other = rng_from_json(rng_to_json(rng))
+    assert np.array_equal(rng.standard_normal(5), other.standard_normal(5))

@@ -1,0 +1,125 @@
+"""Learning from real logs: mixing, the ledger, exact restore, what is refused."""
+
+import numpy as np
+import pytest
+import torch
+
+from mpo_robot.continual import ContinualLearner, LearnConfig
+from mpo_robot.episode import Episode
+from mpo_robot.errors import ConfigError, EpisodeError
+from mpo_robot.policy_io import load_policy
+from mpo_robot.replay import SequenceReplay
+from mpo_robot.sampling import sample_mixed
+from mpo_robot.specs import PolicySpec
+from tests.support.tiny_run import LEARNER, SPEC, TRAINING, make_episode, make_run
+
+
+def learner_of(folder, **options):
+    return ContinualLearner(folder, LEARNER, TRAINING, LearnConfig(**options))
+
+
+def marked_replay(value: float) -> SequenceReplay:
+    replay = SequenceReplay(200, SPEC.observation_size, SPEC.action_size)
+    episode = make_episode(100)
+    replay.add_episode(Episode(**{**vars(episode), "rewards": np.full(100, value, np.float32)}))
+    return replay
+
+
+@pytest.mark.parametrize(("fraction", "expected"), [(0.0, 0), (0.25, 2), (0.5, 4), (1.0, 8)])
+def test_the_real_fraction_is_exact(fraction, expected):
+    batch = sample_mixed(np.random.default_rng(0), marked_replay(1.0), marked_replay(2.0), fraction, 8, 3)
+    real = [(row[row > 0] == 2.0).all() and (row > 0).any() for row in batch.reward]
+    assert sum(real) == expected
+    assert batch.observation.shape == (8, 4, SPEC.observation_size)
+
+
+def test_an_absent_replay_gives_its_share_to_the_other():
+    rng = np.random.default_rng(0)
+    empty = SequenceReplay(10, SPEC.observation_size, SPEC.action_size)
+    assert (sample_mixed(rng, None, marked_replay(2.0), 0.5, 8, 3).reward != 1.0).all()
+    assert (sample_mixed(rng, marked_replay(1.0), empty, 0.5, 8, 3).reward != 2.0).all()
+    with pytest.raises(ConfigError, match="collect more data"):
+        sample_mixed(rng, None, empty, 0.5, 8, 3)
+
+
+def test_updates_per_round_follow_the_new_steps_within_bounds():
+    config = LearnConfig(updates_per_real_step=0.5, min_updates=10, max_updates=100)
+    assert [config.updates_for(steps) for steps in (0, 30, 100, 10_000)] == [10, 15, 50, 100]
+    with pytest.raises(ValueError, match="real_fraction"):
+        LearnConfig(real_fraction=0.0)
+
+
+def test_learning_changes_the_policy_and_leaves_the_training_run_alone(tmp_path):
+    folder = make_run(tmp_path / "run")
+    learner = learner_of(folder)
+    before = learner.learner.state_dict()["policy"]
+    learner.ingest("a.mcap", [make_episode(40, 9)])
+    for _ in range(5):
+        learner.update()
+    learner.save()
+    assert not torch.equal(before, learner.learner.state_dict()["policy"])
+    # What export would take is the policy that was learnt, and it says how much real data is in it.
+    loaded = load_policy(folder, LEARNER)
+    assert loaded.training["real_steps"] == 40
+    for mine, theirs in zip(loaded.policy.parameters(), learner.learner.online_policy.parameters()):
+        assert torch.equal(mine, theirs)
+
+
+def test_restored_learning_continues_exactly(tmp_path):
+    whole = learner_of(make_run(tmp_path / "whole"))
+    parts = learner_of(make_run(tmp_path / "parts"))
+    for learner in (whole, parts):
+        learner.ingest("a.mcap", [make_episode(40, 9)])
+        for _ in range(3):
+            learner.update()
+    parts.save()
+    parts = learner_of(parts.folder)
+    assert parts.ledger == ["a.mcap"]
+    assert parts.real_steps == 40
+    first = [whole.update(want_metrics=True) for _ in range(3)]
+    second = [parts.update(want_metrics=True) for _ in range(3)]
+    assert first == second
+
+
+def test_a_crash_between_ingest_and_save_forgets_both_data_and_ledger(tmp_path):
+    folder = make_run(tmp_path / "run")
+    learner = learner_of(folder)
+    learner.ingest("a.mcap", [make_episode(40, 9)])
+    learner.save()
+    learner.ingest("b.mcap", [make_episode(40, 10)])  # the process dies here
+    again = learner_of(folder)
+    assert again.ledger == ["a.mcap"]
+    assert again.real_steps == 40
+    assert len(again.real_replay) == 41
+
+
+def test_another_spec_and_nan_are_refused_before_anything_is_added(tmp_path):
+    learner = learner_of(make_run(tmp_path / "run"))
+    other = PolicySpec(SPEC.observation, SPEC.command, 0.04)
+    good, foreign, broken = make_episode(10, 1), make_episode(10, 2, other), make_episode(10, 3)
+    broken.rewards[4] = np.nan
+    with pytest.raises(EpisodeError, match="recorded with spec"):
+        learner.ingest("foreign", [good, foreign])
+    with pytest.raises(EpisodeError, match="rewards holds NaN or infinity at step 4"):
+        learner.ingest("broken", [good, broken])
+    assert len(learner.real_replay) == 0
+    assert learner.ledger == []
+
+
+def test_learning_from_real_data_only_never_touches_the_simulated_replay(tmp_path):
+    learner = learner_of(make_run(tmp_path / "run"), use_simulated_data=False)
+    assert learner.simulated_replay is None
+    learner.ingest("a.mcap", [make_episode(40, 9)])
+    assert learner.update(want_metrics=True) is not None
+
+
+def test_a_run_that_was_trained_on_since_is_not_silently_overruled(tmp_path):
+    folder = make_run(tmp_path / "run")
+    learner = learner_of(folder)
+    learner.ingest("a.mcap", [make_episode(40, 9)])
+    learner.save()
+    newer = make_run(tmp_path / "newer", environment_steps=900)
+    (newer.checkpoints / "step_000000000900").rename(folder.checkpoints / "step_000000000900")
+    assert load_policy(folder, LEARNER).training["environment_steps"] == 900
+    with pytest.raises(ConfigError, match="ingest the logs again"):
+        learner_of(folder)
