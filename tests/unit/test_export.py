@@ -1,0 +1,132 @@
+"""The exported graph: parity, everything folded in, a gate that refuses, deterministic bytes."""
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+import mpo_robot.export as export_module
+from deploy.onnx_policy import OnnxPolicy
+from mpo_robot.acting import NumpyActor
+from mpo_robot.errors import ExportError
+from mpo_robot.export import export_policy
+from mpo_robot.networks import GaussianPolicy, PolicyConfig
+from mpo_robot.normalization import RunningNormalizer
+from tests.support.tiny_run import SPEC
+
+
+@pytest.fixture(scope="module")
+def policy():
+    torch.manual_seed(0)
+    policy = GaussianPolicy(SPEC.observation_size, SPEC.action_size, PolicyConfig(hidden_sizes=(16, 16)))
+    with torch.no_grad():
+        policy.head.weight.mul_(300.0)  # means inside and outside the bounds
+    return policy
+
+
+@pytest.fixture(scope="module")
+def normalizer():
+    normalizer = RunningNormalizer(SPEC.observation_size)
+    normalizer.update((np.random.default_rng(0).standard_normal((200, 3)) * [5, 0.1, 1] + [3, 0, -7]).astype(np.float32))
+    return normalizer
+
+
+@pytest.fixture(scope="module")
+def exported(policy, normalizer, tmp_path_factory):
+    path = tmp_path_factory.mktemp("export") / "policy.onnx"
+    parity = export_policy(policy, normalizer, SPEC, path, {"run": "runs/x", "task": "t"})
+    return path, parity
+
+
+def test_outputs_are_physical_commands_with_normaliser_and_scaling_folded_in(exported, policy, normalizer):
+    session = onnxruntime.InferenceSession(str(exported[0]), providers=["CPUExecutionProvider"])
+    observations = (np.random.default_rng(1).standard_normal((64, 3)) * 10).astype(np.float32)
+    actions, stddev = session.run(["actions", "stddev"], {"obs": observations})
+    with torch.no_grad():
+        mean, spread = policy(torch.from_numpy(normalizer(observations)))
+    assert (np.abs(mean.numpy()) > 1).any()  # so that clipping is tested
+    np.testing.assert_allclose(actions, SPEC.to_command(mean.numpy()), atol=2e-5)
+    np.testing.assert_allclose(stddev, spread.numpy() * SPEC.command_half_range, rtol=1e-5)
+    assert (actions >= SPEC.command_low).all()
+    assert (actions <= SPEC.command_high).all()
+
+
+def test_any_batch_size_works(exported):
+    session = onnxruntime.InferenceSession(str(exported[0]), providers=["CPUExecutionProvider"])
+    for size in (1, 2, 7, 1000):
+        actions, stddev = session.run(["actions", "stddev"], {"obs": np.zeros((size, 3), np.float32)})
+        assert actions.shape == stddev.shape == (size, 2)
+
+
+def test_the_robot_side_sees_the_same_policy_as_the_trainer(exported, policy, normalizer):
+    loaded, actor = OnnxPolicy(exported[0]), NumpyActor(policy)
+    assert loaded.spec == SPEC
+    for seed in range(20):
+        observation = np.random.default_rng(seed).standard_normal(3).astype(np.float32)
+        action = loaded.act(observation, stochastic=False, rng=np.random.default_rng(0))
+        mean, stddev = actor.distribution(normalizer(observation))
+        np.testing.assert_allclose(action.action, np.clip(mean, -1, 1), atol=1e-5)
+        np.testing.assert_allclose(action.stddev, stddev, rtol=1e-4)
+
+
+def test_metadata_is_complete_and_at_full_precision(exported):
+    path, parity = exported
+    entries = {item.key: item.value for item in onnx.load(path).metadata_props}
+    record = json.loads(entries["mpo_robot"])
+    assert record["spec"] == SPEC.to_dict()
+    assert record["spec_hash"] == SPEC.spec_hash
+    assert record["parity"] == {"max_abs_error": parity.max_abs_error, "observations": 1000}
+    assert record["training"] == {"run": "runs/x", "task": "t"}
+    assert 0 < parity.max_abs_error <= 1e-5
+    assert entries["observation_names"] == "position,velocity"
+    assert entries["joint_names"] == "motor_0,motor_1"
+    assert [float(text) for text in entries["action_scale"].split(",")] == [2.0, 2.0]
+
+
+def test_the_same_policy_gives_the_same_bytes_and_so_the_same_version(policy, normalizer, tmp_path):
+    files = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
+    for file in files:
+        export_policy(policy, normalizer, SPEC, file, {})
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_nothing_of_the_exporting_machine_is_in_the_graph(exported):
+    assert b"mpo_robot/export.py" not in exported[0].read_bytes()
+
+
+def test_without_a_normaliser_raw_observations_go_in(policy, tmp_path):
+    export_policy(policy, None, SPEC, tmp_path / "p.onnx", {})
+    observation = np.array([0.5, -1.0, 20.0], np.float32)
+    mean, _ = NumpyActor(policy).distribution(observation.copy())
+    action = OnnxPolicy(tmp_path / "p.onnx").act(observation, stochastic=False, rng=np.random.default_rng(0)).action
+    np.testing.assert_allclose(action, np.clip(mean, -1, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("fault", ["weights", "nan"])
+def test_a_graph_that_disagrees_is_refused_and_the_old_file_stays(policy, normalizer, tmp_path, monkeypatch, fault):
+    path = tmp_path / "policy.onnx"
+    path.write_bytes(b"the policy in use")
+    original = export_module._to_onnx
+
+    def broken(module, size):
+        model = original(module, size)
+        tensor = next(item for item in model.graph.initializer if "head.bias" in item.name)
+        values = onnx.numpy_helper.to_array(tensor).copy()
+        values += 1e-3 if fault == "weights" else np.nan
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+        return model
+
+    monkeypatch.setattr(export_module, "_to_onnx", broken)
+    with pytest.raises(ExportError, match="was not written"):
+        export_policy(policy, normalizer, SPEC, path, {})
+    assert path.read_bytes() == b"the policy in use"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_place_that_cannot_be_written_is_a_clear_error(policy, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExportError, match="cannot write"):
+        export_policy(policy, None, SPEC, tmp_path / "file" / "policy.onnx", {})
