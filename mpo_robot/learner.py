@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mpo_robot.duals import Duals
-from mpo_robot.losses.estep import nonparametric_estep, out_of_bounds_cost
+from mpo_robot.losses.estep import EStep, nonparametric_estep, out_of_bounds_cost
 from mpo_robot.losses.gaussian import entropy, log_prob
 from mpo_robot.losses.mstep import Gaussian, MStep, decoupled_mstep, noise_moments
 from mpo_robot.losses.returns import off_policy_returns, trace_coefficients
@@ -112,21 +112,39 @@ class Learner:
             reward_scale: Rewards are divided by it for the critic.
             want_metrics: Return `Metrics` (costs a few tenths of a millisecond), else None.
         """
+        metrics = self.backward(batch, reward_scale, want_metrics)
+        self._step()
+        return metrics
+
+    def backward(self, batch: SequenceBatch, reward_scale: float = 1.0, want_metrics: bool = False) -> Metrics | None:
+        """First half of `update`: all losses, and their gradients in the parameters' `grad`."""
         tensors = TensorBatch(*(torch.from_numpy(array) for array in batch))
         target = self.target_pass(tensors, reward_scale)
         loss_critic = self.critic_loss(tensors, target.returns)
         state_weights = tensors.policy_state.flatten()
         state_weights = state_weights / state_weights.sum()
-        observation = tensors.observation.flatten(0, 1)
-        online = self.online_policy(observation)
-        estep = nonparametric_estep(target.q_values, self.duals.temperature, self.config.mpo.epsilon, state_weights)
-        weights, objectives = estep.normalized_weights, 1.0
-        loss_duals = estep.loss_temperature
-        if self.config.mpo.action_penalization:
+        online = self.online_policy(tensors.observation.flatten(0, 1))
+        mstep, loss_duals, estep = self._expectation_maximization(online, target, state_weights)
+        loss_penalty = mstep.penalty_mean.loss_kl + mstep.penalty_stddev.loss_kl
+        loss = loss_critic + mstep.loss_policy_mean + mstep.loss_policy_stddev + loss_penalty + loss_duals
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"loss is not finite at learner step {self.learner_steps}: {float(loss)}")
+        loss.backward()
+        if not want_metrics:
+            return None
+        kl_q = float(state_weights @ estep.kl_nonparametric)
+        return self._metrics(loss_critic, mstep, online, target, kl_q, tensors, reward_scale)
+
+    def _expectation_maximization(
+        self, online: Gaussian, target: TargetPass, state_weights: Tensor
+    ) -> tuple[MStep, Tensor, EStep]:
+        """M-step, sum of all dual losses, and E-step of the task objective."""
+        mpo, duals = self.config.mpo, self.duals
+        estep = nonparametric_estep(target.q_values, duals.temperature, mpo.epsilon, state_weights)
+        weights, objectives, loss_duals = estep.normalized_weights, 1.0, estep.loss_temperature
+        if mpo.action_penalization:
             cost = out_of_bounds_cost(target.actions)
-            penalty = nonparametric_estep(
-                cost, self.duals.penalty_temperature, self.config.mpo.epsilon_penalty, state_weights
-            )
+            penalty = nonparametric_estep(cost, duals.penalty_temperature, mpo.epsilon_penalty, state_weights)
             # A second objective with weights that sum to 1 of their own: the likelihood terms weigh 2 in total.
             weights, objectives = weights + penalty.normalized_weights, 2.0
             loss_duals = loss_duals + penalty.loss_temperature
@@ -134,24 +152,13 @@ class Learner:
             online,
             target.policy,
             noise_moments(weights, target.noise, objectives),
-            self.duals.alpha_mean,
-            self.duals.alpha_stddev,
-            self.config.mpo.epsilon_mean,
-            self.config.mpo.epsilon_stddev,
+            duals.alpha_mean,
+            duals.alpha_stddev,
+            mpo.epsilon_mean,
+            mpo.epsilon_stddev,
             state_weights,
         )
-        loss_duals = loss_duals + mstep.penalty_mean.loss_alpha + mstep.penalty_stddev.loss_alpha
-        loss_penalty = mstep.penalty_mean.loss_kl + mstep.penalty_stddev.loss_kl
-        loss = loss_critic + mstep.loss_policy_mean + mstep.loss_policy_stddev + loss_penalty + loss_duals
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"loss is not finite at learner step {self.learner_steps}: {float(loss)}")
-        loss.backward()
-        metrics = None
-        if want_metrics:
-            kl_q = float((state_weights * estep.kl_nonparametric).sum())
-            metrics = self._metrics(loss_critic, mstep, online, target, kl_q, tensors, reward_scale)
-        self._step()
-        return metrics
+        return mstep, loss_duals + mstep.penalty_mean.loss_alpha + mstep.penalty_stddev.loss_alpha, estep
 
     @torch.no_grad()
     def target_pass(self, batch: TensorBatch, reward_scale: float) -> TargetPass:
