@@ -1,0 +1,188 @@
+"""`ingest` and `learn` as a user runs them: real log files, a real registry, a real process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from deploy.log_writer import EpisodeLogWriter
+from deploy.onnx_policy import OnnxPolicy
+from deploy.registry import PolicyRegistry
+from mpo_robot.cli import log_intake
+from mpo_robot.cli.main import main
+from mpo_robot.continual import ContinualLearner, LearnConfig
+from mpo_robot.specs import PolicySpec
+from tests.support.records import make_records
+from tests.support.tiny_run import LEARNER, SPEC, TRAINING, make_run
+
+
+def write_log(directory, name, steps=30, spec=SPEC, close=True, seed=0):
+    """A log file; with `close=False` it ends as if its writer had been killed."""
+    writer = EpisodeLogWriter(directory, spec, name)
+    for record in make_records(steps, spec, episode_id=name, seed=seed):
+        assert writer.append(record)
+        time.sleep(0 if close else 0.01)  # as a robot would; what is appended at once may share one chunk
+    writer.close()
+    if not close:
+        data = writer.path.read_bytes()
+        writer.path.write_bytes(data[: int(len(data) * 0.6)])
+    return writer.path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_run(tmp_path / "run")
+
+
+def learner_of(folder):
+    return ContinualLearner(folder, LEARNER, TRAINING, LearnConfig())
+
+
+def test_records_reach_the_replay_bit_exact(folder, tmp_path):
+    write_log(tmp_path / "logs", "one", steps=20)
+    learner = learner_of(folder)
+    log_intake.take_in(learner, tmp_path / "logs", say=lambda _: None)
+    rows = learner.real_replay._rows[:21]
+    records = make_records(20, SPEC, episode_id="one")
+    for row, record in zip(rows, records):
+        assert row[:3].tobytes() == record.observation.tobytes()
+        assert row[3:5].tobytes() == record.policy_action.tobytes()
+    assert rows[20][:3].tobytes() == records[-1].next_observation.tobytes()
+
+
+def test_bad_files_are_set_aside_with_the_reason_and_nothing_is_lost(folder, tmp_path):
+    logs = tmp_path / "logs"
+    write_log(logs, "good")
+    other = PolicySpec(SPEC.observation, SPEC.command, 0.5)
+    write_log(logs, "foreign", spec=other)
+    (logs / "garbage.mcap").write_bytes(b"this is no log")
+    content = (logs / "foreign.mcap").read_bytes()
+    intake = log_intake.take_in(learner_of(folder), logs, say=lambda _: None)
+    assert (intake.logs, intake.steps) == (1, 30)
+    assert {path.name for path in intake.rejected} == {"foreign.mcap", "garbage.mcap"}
+    assert (logs / "rejected" / "foreign.mcap").read_bytes() == content
+    assert "control_dt" in (logs / "rejected" / "foreign.reason.txt").read_text()
+    assert (logs / "rejected" / "garbage.reason.txt").exists()
+    assert (logs / "good.mcap").exists()
+
+
+def test_a_killed_writers_log_is_recovered_once_it_is_quiet(folder, tmp_path):
+    logs = tmp_path / "logs"
+    path = write_log(logs, "killed", close=False)
+    learner, now = learner_of(folder), path.stat().st_mtime
+    recent = log_intake.take_in(learner, logs, say=lambda _: None, wall_clock=lambda: now + 1)
+    assert recent.waiting == (path,)
+    assert learner.ledger == []
+    later = log_intake.take_in(learner, logs, say=lambda _: None, wall_clock=lambda: now + 60)
+    assert later.logs == 1
+    assert 0 < later.steps < 30
+
+
+def test_a_log_in_its_writers_hands_is_left_alone(folder, tmp_path):
+    writer = EpisodeLogWriter(tmp_path / "logs", SPEC, "running")
+    try:
+        for record in make_records(5, SPEC, episode_id="running"):
+            writer.append(record)
+        learner = learner_of(folder)
+        intake = log_intake.take_in(learner, tmp_path / "logs", say=lambda _: None, wall_clock=lambda: time.time() + 99)
+        assert intake.waiting == (writer.path,)
+    finally:
+        writer.close()
+    assert log_intake.take_in(learner, tmp_path / "logs", say=lambda _: None).steps == 5
+
+
+def test_no_log_is_ingested_twice(folder, tmp_path, capsys):
+    write_log(tmp_path / "logs", "one")
+    assert main(["ingest", str(folder.path), "--logs", str(tmp_path / "logs")]) == 0
+    assert "1 logs ingested (30 steps)" in capsys.readouterr().out
+    assert main(["ingest", str(folder.path), "--logs", str(tmp_path / "logs")]) == 0
+    assert "0 logs ingested (0 steps)" in capsys.readouterr().out
+
+
+@pytest.fixture
+def quick(monkeypatch, folder):
+    """The run's config as `learn` reads it, with few updates."""
+    return ["min_updates=3", "max_updates=3", "--quiet"]
+
+
+def test_learn_publishes_a_new_version_and_rolls_back(folder, tmp_path, quick, capsys):
+    command = ["learn", str(folder.path), "--logs", str(tmp_path / "logs"), *quick]
+    write_log(tmp_path / "logs", "one", seed=1)
+    assert main(command) == 0
+    registry = PolicyRegistry(folder.policies)
+    first = registry.current_version()
+    write_log(tmp_path / "logs", "two", seed=2)
+    assert main(command) == 0
+    second = registry.current_version()
+    assert second != first
+    record = OnnxPolicy(registry.current()).metadata["training"]
+    assert record["real_steps"] == 60
+    assert record["environment"]["task"] == "dm_control:cartpole-swingup"
+    assert "published policy" in capsys.readouterr().out
+    assert main(["serve", str(folder.policies), "--rollback"]) == 0
+    assert registry.current_version() == first
+
+
+def test_the_policy_in_force_stays_if_publishing_fails(folder, tmp_path, quick, monkeypatch):
+    command = ["learn", str(folder.path), "--logs", str(tmp_path / "logs"), *quick]
+    write_log(tmp_path / "logs", "one", seed=1)
+    assert main(command) == 0
+    registry = PolicyRegistry(folder.policies)
+    first = registry.current_version()
+    write_log(tmp_path / "logs", "two", seed=2)
+    monkeypatch.setattr("mpo_robot.export.PARITY_TOLERANCE", -1.0)
+    assert main(command) == 2
+    assert registry.current_version() == first
+    # The data of the second log is in the saved replay all the same.
+    assert learner_of(folder).real_steps == 60
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["real_fractoin=0.5"], "did you mean real_fraction"),
+        (["real_fraction=0"], "real_fraction must be in"),
+    ],
+)
+def test_bad_settings_exit_with_2(folder, tmp_path, arguments, text, capsys):
+    write_log(tmp_path / "logs", "one")
+    assert main(["learn", str(folder.path), *arguments, "--logs", str(tmp_path / "logs")]) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_a_missing_log_directory_exits_with_2(folder, tmp_path, capsys):
+    assert main(["learn", str(folder.path), "--logs", str(tmp_path / "none")]) == 2
+    assert "no log directory" in capsys.readouterr().err
+
+
+def test_watch_takes_new_logs_in_until_ctrl_c(folder, tmp_path, quick):
+    logs = tmp_path / "logs"
+    write_log(logs, "one", seed=1)
+    command = [sys.executable, "-m", "mpo_robot.cli.main", "learn", str(folder.path), "--logs", str(logs)]
+    process = subprocess.Popen(
+        [*command, "--watch", "--poll", "0.05", *quick],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if "published policy" in line and len(lines) < 5:
+                write_log(logs, "two", seed=2)
+            if "(60 in all)" in line:
+                process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 0
+        process.stdout.close()
+    finally:
+        process.kill()
+        process.wait()
+    assert "stopped" in lines[-1]
+    history = (folder.policies / "history.jsonl").read_text().splitlines()
+    assert len([line for line in history if "publish" in json.loads(line)["event"]]) == 2
