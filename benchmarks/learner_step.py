@@ -1,0 +1,189 @@
+"""Time of one learner update beside its matrix products alone, and beside the same update written the plain way.
+
+    python benchmarks/learner_step.py [--rounds 20] [--output FILE]
+
+One process, one thread, all variants in turn in each round, CPU time of the thread (so that other programs on the
+machine do not count as long as they leave the caches alone). The gradients of the plain version are checked against
+the learner's first. Prints a table and writes JSON with the machine, the commit and the date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _gemm_floor import Sizes, candidates, floating_point_operations, products
+from _naive_update import NaiveLearner
+
+from mpo_robot.compute import configure_compute
+from mpo_robot.learner import Learner
+from mpo_robot.mpo_config import LearnerConfig
+from mpo_robot.replay import SequenceBatch
+from mpo_robot.run_folder import git_state, processor_name
+
+OUTPUT = Path(__file__).parent / "results" / "learner_step.json"
+OBSERVATION_SIZE, ACTION_SIZE = 17, 6
+BAR = 1.5
+GRADIENT_TOLERANCE = 1e-5
+
+
+def cases() -> dict[str, LearnerConfig]:
+    """The settings that are measured, by name; the bar is for the first two."""
+    default = LearnerConfig()
+    hidden = (256, 256)
+    plain = dataclasses.replace(
+        default,
+        policy=dataclasses.replace(default.policy, hidden_sizes=hidden, layer_norm=False),
+        critic=dataclasses.replace(default.critic, hidden_sizes=hidden, layer_norm=False, num_critics=2),
+        mpo=dataclasses.replace(default.mpo, num_samples=20),
+    )
+    return {
+        "256 transitions (512 states), N=20": dataclasses.replace(plain, batch_sequences=256, sequence_length=1),
+        "32 sequences of 8 (288 states), N=20": dataclasses.replace(plain, batch_sequences=32, sequence_length=8),
+        "default settings": default,
+    }
+
+
+def make_batch(config: LearnerConfig) -> SequenceBatch:
+    """Random rows that are all transitions; one in twenty ends its task (without an episode border after it)."""
+    rng = np.random.default_rng(0)
+    sequences, steps = config.batch_sequences, config.sequence_length
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(np.float32)
+
+    return SequenceBatch(
+        observation=normal(sequences, steps + 1, OBSERVATION_SIZE),
+        action=0.7 * normal(sequences, steps, ACTION_SIZE),
+        reward=normal(sequences, steps),
+        terminated=(rng.uniform(size=(sequences, steps)) < 0.05).astype(np.float32),
+        behavior_log_prob=normal(sequences, steps) - 4.0,
+        trace_valid=np.ones((sequences, steps), np.float32),
+        is_transition=np.ones((sequences, steps), np.float32),
+        policy_state=np.ones((sequences, steps + 1), np.float32),
+    )
+
+
+def sizes(config: LearnerConfig) -> Sizes:
+    """Of the update's matrix products."""
+    return Sizes(
+        sequences=config.batch_sequences,
+        steps=config.sequence_length,
+        samples=config.mpo.num_samples,
+        observation=OBSERVATION_SIZE,
+        action=ACTION_SIZE,
+        policy_hidden=config.policy.hidden_sizes,
+        critic_hidden=config.critic.hidden_sizes,
+        critics=config.critic.num_critics,
+    )
+
+
+def check_gradients(config: LearnerConfig, batch: SequenceBatch) -> dict[str, float]:
+    """Relative difference of the plain version's gradients to the learner's.
+
+    Raises:
+        SystemExit: they differ: the comparison would mean nothing.
+    """
+    learner = Learner(OBSERVATION_SIZE, ACTION_SIZE, config, seed=0)
+    learner.update(batch)  # away from equal online and target networks, where several terms vanish
+    naive = NaiveLearner(learner)
+    naive.copy_targets(learner)
+    learner.backward(batch)
+    naive.gradients(batch)
+    differences = naive.gradient_differences(learner)
+    if not max(differences.values()) < GRADIENT_TOLERANCE:
+        raise SystemExit(f"the plain version's gradients differ from the learner's: {differences}")
+    return differences
+
+
+def measure(config: LearnerConfig, rounds: int) -> dict[str, Any]:
+    """Milliseconds of each variant (median and smallest of all rounds), and the ratios of the medians."""
+    batch = make_batch(config)
+    differences = check_gradients(config, batch)
+    items = products(sizes(config))
+    learner = Learner(OBSERVATION_SIZE, ACTION_SIZE, config, seed=0)
+    naive = NaiveLearner(learner)
+    floors = candidates(items)
+    variants: dict[str, Callable[[], Any]] = {
+        "learner": lambda: learner.update(batch),
+        "naive": lambda: naive.update(batch),
+        **floors,
+    }
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for index in range(rounds + 2):
+        for name, run in variants.items():
+            start = time.thread_time_ns()
+            run()
+            if index >= 2:  # warm-up
+                times[name].append((time.thread_time_ns() - start) / 1e6)
+    medians = {name: float(np.median(values)) for name, values in times.items()}
+    floor = min(floors, key=lambda name: medians[name])
+    return {
+        "states": sizes(config).states,
+        "num_samples": config.mpo.num_samples,
+        "gigaflop": floating_point_operations(items) / 1e9,
+        "median_ms": medians,
+        "min_ms": {name: min(values) for name, values in times.items()},
+        "floor": floor,
+        "learner_over_floor": medians["learner"] / medians[floor],
+        "naive_over_learner": medians["naive"] / medians["learner"],
+        "naive_gradient_difference": differences,
+    }
+
+
+def print_table(results: dict[str, dict[str, Any]]) -> None:
+    """For people."""
+    head = f"{'':40}{'learner ms':>12}{'floor ms':>10}{'naive ms':>10}{'learner/floor':>15}{'naive/learner':>15}"
+    print(head)
+    for name, row in results.items():
+        median = row["median_ms"]
+        print(
+            f"{name:40}{median['learner']:12.2f}{median[row['floor']]:10.2f}{median['naive']:10.2f}"
+            f"{row['learner_over_floor']:15.2f}{row['naive_over_learner']:15.2f}"
+        )
+    for name, row in results.items():
+        rate = row["gigaflop"] / row["median_ms"][row["floor"]] * 1e3
+        print(f"fastest matrix products, {name}: {row['floor']} ({rate:.0f} GFLOP/s)")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Milliseconds per learner update, beside a floor and a plain version.")
+    parser.add_argument("--rounds", type=int, default=20, help="each round runs every variant once")
+    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE")
+    args = parser.parse_args()
+    precision = configure_compute(threads=1)
+    torch.manual_seed(0)
+    results = {name: measure(config, args.rounds) for name, config in cases().items()}
+    print_table(results)
+    bar_rows = list(results.values())[:2]
+    met = all(row["learner_over_floor"] <= BAR for row in bar_rows)
+    print(f"bar: at most {BAR} times the floor at N=20: {'met' if met else 'missed'}")
+    record = {
+        "benchmark": "learner_step",
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "git": git_state(),
+        "machine": {"cpu": processor_name(), "cores": os.cpu_count(), "load_average_1min": os.getloadavg()[0]},
+        "torch": torch.__version__,
+        "float32_matmul_precision": precision,
+        "threads": 1,
+        "rounds": args.rounds,
+        "results": results,
+        "bar": {"learner_over_floor": BAR, "met": met},
+    }
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"wrote {args.output}")
+
+
+if __name__ == "__main__":
+    main()
