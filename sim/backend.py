@@ -41,6 +41,7 @@ class Backend(abc.ABC):
         observation_terms: Named parts of the observation, in order.
         physics_steps: Physics steps per control period (decimation).
         episode_periods: The task's own time limit in control periods; None if it has none.
+        wants_observation: Whether `step` must return the observation; without, it may return an empty one.
         advance: If set, called instead of the simulator's own stepping, with the control in `data.ctrl`.
     """
 
@@ -49,6 +50,7 @@ class Backend(abc.ABC):
     observation_terms: tuple[TermSpec, ...]
     physics_steps: int
     episode_periods: int | None
+    wants_observation: bool = True
     advance: Callable[[], None] | None = None
 
     @property

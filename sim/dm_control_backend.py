@@ -18,6 +18,7 @@ from mpo_robot.types import FloatArray
 from sim.backend import Backend, PeriodResult, plain_attributes, quiet_loading
 
 _RENDERER_VARIABLE = "MUJOCO_GL"
+_NOTHING = np.zeros(0, np.float32)
 
 
 @lru_cache(maxsize=1)
@@ -92,7 +93,8 @@ class DmControlBackend(Backend):
         reward = float(task.get_reward(physics))
         discount = task.get_termination(physics)
         ended = discount is not None
-        return PeriodResult(self.observe(), reward, ended and discount == 0.0, ended and discount != 0.0, {})
+        observation = self.observe() if self.wants_observation else _NOTHING
+        return PeriodResult(observation, reward, ended and discount == 0.0, ended and discount != 0.0, {})
 
     def write_control(self, command: FloatArray) -> None:
         """Let the task place the command."""

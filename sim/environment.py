@@ -40,6 +40,8 @@ class SimEnvironment:
         self._low, self._high = self._spec.command_low, self._spec.command_high
         self._center, self._half = self._spec.command_center, self._spec.command_half_range
         self._shape = (self._spec.action_size,)
+        self._one = np.ones(self._shape, np.float32)
+        self._minus_one = -self._one
         self._fields = ModelFields(backend.model)
         self._warnings = backend.data.warning.number[BAD_STATE]
         randomization = config.randomization or RandomizationConfig()
@@ -127,7 +129,7 @@ class SimEnvironment:
         if action.shape != self._shape:
             raise ValueError(f"action must have shape {self._shape}, got {action.shape}")
         # `PolicySpec.to_command` in cheaper calls; NaN survives minimum and maximum.
-        command = self._center + self._half * np.minimum(np.maximum(action, -1.0), 1.0)
+        command = self._center + self._half * np.minimum(np.maximum(action, self._minus_one), self._one)
         return self.step_command(np.minimum(np.maximum(command, self._low), self._high))
 
     def step_command(self, command: FloatArray) -> StepResult:
@@ -139,7 +141,7 @@ class SimEnvironment:
         """
         if self._ended:
             raise RuntimeError("the episode has ended (or none was started): call reset first")
-        if math.isnan(command.sum()):
+        if math.isnan(command.dot(command)):
             raise ValueError(f"the action holds NaN: command {command}")
         result = self._one_period(command)
         for _ in range(self._config.action_repeat - 1):
@@ -159,7 +161,7 @@ class SimEnvironment:
         """Count a control period, look for divergence and the time limit, and turn the state into a reading."""
         observation, reward, terminated, truncated, info = result
         self._periods += 1
-        if self._warnings.any():
+        if np.count_nonzero(self._warnings):
             self._ended = True
             return StepResult(self._last_observation, 0.0, False, True, {**info, "diverged": True})
         randomizer = self._randomizer

@@ -69,6 +69,7 @@ class Randomizer:
         if self.uses_engine:
             backend.advance = self.actuation.advance_period
         self._captures = "observation_delay" in parameters
+        backend.wants_observation = not self._captures
         self.actuation.capture_all = stepwise
         startup = np.random.default_rng([startup_seed, 1])
         for term in self._terms:
