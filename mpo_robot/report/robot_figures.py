@@ -90,7 +90,7 @@ def versions(logs: Sequence[LogSummary]) -> Figure | None:
         offsets = np.linspace(-0.15, 0.15, len(returns)) if len(returns) > 1 else np.zeros(1)
         axes.plot(position + offsets, returns, "o", color=SERIES[0], markersize=4.5, alpha=0.75)
         axes.plot((position - 0.28, position + 0.28), [np.mean(returns)] * 2, color=SERIES[1], linewidth=2.4)
-    axes.set_xticks(range(len(groups)), [f"{name}\n{len(returns)} episodes" for name, returns in groups.items()])
+    axes.set_xticks(range(len(groups)), [f"{name}\nn = {len(returns)}" for name, returns in groups.items()])
     axes.set_xlim(-0.6, len(groups) - 0.4)
     axes.tick_params(axis="x", labelrotation=0 if len(groups) <= 6 else 90)
     axes.set_ylabel("return")
