@@ -8,6 +8,7 @@ from collections.abc import Callable
 import zmq
 
 from deploy.protocol import MAX_FRAME_BYTES, Message, encode
+from deploy.raw_socket import NOBLOCK, receive_parts
 from deploy.security import ClientSecurity, require_safe, secure_client
 from mpo_robot.errors import ConfigError
 
@@ -63,7 +64,7 @@ class ClientLink:
     def send(self, message: Message) -> bool:
         """Hand a message to the connection; False at once if there is none or its queue is full."""
         try:
-            self._socket.send(encode(message), zmq.NOBLOCK)
+            self._socket.send(encode(message), NOBLOCK)
         except zmq.Again:
             return False
         return True
@@ -80,7 +81,7 @@ class ClientLink:
         """
         while True:
             try:
-                parts = self._socket.recv_multipart(zmq.NOBLOCK)
+                parts = receive_parts(self._socket, NOBLOCK)
             except zmq.Again:
                 remaining_ns = deadline_ns - self._clock()
                 if remaining_ns <= 0:

@@ -17,6 +17,7 @@ from deploy import protocol
 from deploy.handler import RequestHandler
 from deploy.policy_store import PolicyStore
 from deploy.protocol import ActRequest, AnyMessage, BeginEpisode, ErrorCode, Hello, Message
+from deploy.raw_socket import NOBLOCK, NOBLOCK_MORE, has_input, receive_parts
 from deploy.registry import PolicyRegistry
 from deploy.security import require_safe, secure_server
 from deploy.server_config import ServerConfig, ServerStatistics
@@ -60,6 +61,7 @@ class PolicyServer:
         self.handler = RequestHandler(self.store, self.config, self.statistics, clock)
         self._clock = clock
         self._stopping = False
+        self._timeout_ms = -1
         self._next_look_ns = 0
         self._authenticator = None
         self.endpoint = ""  # until it is bound
@@ -87,10 +89,10 @@ class PolicyServer:
 
     def serve_once(self, timeout_ms: int) -> None:
         """Wait at most `timeout_ms` for messages, answer what has come, and do what is due."""
-        if self._socket.rcvtimeo != timeout_ms:
-            self._socket.rcvtimeo = timeout_ms
+        if timeout_ms != self._timeout_ms:
+            self._socket.rcvtimeo = self._timeout_ms = timeout_ms
         try:
-            first = self._socket.recv_multipart()  # waits with less overhead than a poll before it
+            first = receive_parts(self._socket)  # waits with less overhead than a poll before it
         except zmq.Again:
             pass
         else:
@@ -144,9 +146,9 @@ class PolicyServer:
         requests: dict[bytes, tuple[ActRequest, int]] = {}
         for number in range(_BATCH):
             if number:
-                if not int(self._socket.events) & zmq.POLLIN:
+                if not has_input(self._socket):
                     break
-                parts = self._socket.recv_multipart(zmq.NOBLOCK)
+                parts = receive_parts(self._socket, NOBLOCK)
             received_ns = self._clock()
             self.statistics.frames += 1
             identity, message = parts[0], self._decode(parts)
@@ -176,8 +178,10 @@ class PolicyServer:
         if message is None:
             return
         try:
-            self._socket.send_multipart([identity, protocol.encode(message)], zmq.NOBLOCK)
-        except zmq.ZMQError as error:
+            frame = protocol.encode(message)  # before the first part is under way
+            self._socket.send(identity, NOBLOCK_MORE)
+            self._socket.send(frame, NOBLOCK)
+        except (zmq.ZMQError, ProtocolError) as error:
             _log.debug("could not send: %s", error)
 
 
