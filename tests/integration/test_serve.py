@@ -149,7 +149,9 @@ def test_a_server_with_another_spec_is_refused_by_field(policy):
 
 
 def test_hot_swap_failed_publish_and_rollback_on_a_running_server(policy, tmp_path, capsys):
-    with ServerProcess(policy) as server, PolicyClient(server.endpoint, SPEC) as client:
+    # It looks at the registry only when an episode begins, so that it cannot load a version before we damage it.
+    look_never = "registry_poll_s=3600"
+    with ServerProcess(policy, look_never) as server, PolicyClient(server.endpoint, SPEC) as client:
         first = client.begin_episode("1", PATIENCE_S)
         registry = PolicyRegistry(tmp_path / "policy.onnx.versions")
         second = registry.publish(write_linear_policy(tmp_path / "new.onnx", SPEC, bias=0.5))
