@@ -57,7 +57,7 @@ class FlakyClient:
     def act(self, observation: np.ndarray, step_index: int, deadline_ns: int) -> ActionReply | None:
         if self.lost > 0:
             return None
-        return ActionReply(np.zeros(2, np.float32), math.nan, np.zeros(2, np.float32), "v", 1, 1, 1)
+        return ActionReply(np.zeros(2, np.float32), math.nan, "v", 1, 1, 1)
 
     def reconnect_if_needed(self) -> bool:
         self.lost -= 1
