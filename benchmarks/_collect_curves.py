@@ -18,7 +18,7 @@ from mpo_robot.config import read_yaml
 from mpo_robot.run_folder import RunFolder
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 RESULTS = Path(__file__).parent / "results"
 BARS = {  # return to reach, and the environment steps allowed
@@ -90,8 +90,9 @@ def main() -> None:
     print("| task | seed | bar | reached at step | last evaluation | best |\n|---|---|---|---|---|---|")
     for run in runs:
         first = "not reached" if run["first_step_at_bar"] is None else f"{run['first_step_at_bar']:,}"
+        task = run["task"].partition(":")[2]
         print(
-            f"| {run['task'].partition(':')[2]} | {run['seed']} | {run['bar']:,} by {run['bar_steps'] // 1000}k | {first} "
+            f"| {task} | {run['seed']} | {run['bar']:,} by {run['bar_steps'] // 1000}k | {first} "
             f"| {run['last_return']:,.0f} at {run['last_step'] // 1000}k | {run['best_return']:,.0f} |"
         )
 

@@ -30,7 +30,8 @@ def policy():
 @pytest.fixture(scope="module")
 def normalizer():
     normalizer = RunningNormalizer(SPEC.observation_size)
-    normalizer.update((np.random.default_rng(0).standard_normal((200, 3)) * [5, 0.1, 1] + [3, 0, -7]).astype(np.float32))
+    observations = np.random.default_rng(0).standard_normal((200, 3)) * [5, 0.1, 1] + [3, 0, -7]
+    normalizer.update(observations.astype(np.float32))
     return normalizer
 
 
