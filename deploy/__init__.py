@@ -1,1 +1,1 @@
-"""The robot side: wire protocol, policy server and client, control loop, safety, episode log. No torch, no simulator."""
+"""The robot side: wire protocol, server, client, control loop, safety, episode log. No torch, no simulator."""
