@@ -24,9 +24,15 @@ def save_checkpoint(
     """Write `directory/step_<step>` and delete all but the newest `keep` checkpoints.
 
     The files go to a temporary directory that is renamed at the end, so a crash leaves the earlier checkpoints whole.
+    A second checkpoint of one step (logs were ingested without learning) gets a number behind its name: it stands
+    beside the first until it is complete.
     """
     directory.mkdir(parents=True, exist_ok=True)
     final = directory / f"step_{step:012d}"
+    same_step = [path for path in list_checkpoints(directory) if path.name.startswith(final.name)]
+    if same_step:
+        number = int(same_step[-1].name[len(final.name) + 1 :] or 0) + 1
+        final = directory / f"{final.name}_{number:06d}"
     temporary = directory / f".tmp_{final.name}"
     if temporary.exists():
         shutil.rmtree(temporary)
@@ -36,7 +42,7 @@ def save_checkpoint(
     for file in temporary.iterdir():
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
-    if final.exists():
+    if final.exists():  # what is left of one that was being deleted
         shutil.rmtree(final)
     os.replace(temporary, final)
     for old in list_checkpoints(directory)[:-keep]:
@@ -46,7 +52,10 @@ def save_checkpoint(
 
 def list_checkpoints(directory: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(path for path in directory.glob("step_*") if (path / STATE_FILE).exists())
+    whole = (
+        path for path in directory.glob("step_*") if (path / STATE_FILE).exists() and (path / REPLAY_FILE).exists()
+    )
+    return sorted(whole)
 
 
 def load_checkpoint(directory: Path) -> tuple[dict[str, Any], Path]:

@@ -146,7 +146,7 @@ class ContinualLearner:
             "ledger": list(self.ledger),
             "real_steps": self.real_steps,
         }
-        # Two saves at the same learner step (an ingest without updates) replace each other.
+        # Two saves at the same learner step happen: an ingest without updates.
         step = self.learner.learner_steps
         save_checkpoint(self.checkpoints, step, state, self.real_replay.save)
 

@@ -42,9 +42,33 @@ def test_a_crash_while_writing_leaves_the_earlier_checkpoint(tmp_path, monkeypat
 
 
 def test_saving_the_same_step_again_replaces_it(tmp_path):
+    for value in range(1, 13):
+        save(tmp_path, 5, float(value))
+        assert load_checkpoint(tmp_path)[0]["value"].item() == value
+    assert len(list_checkpoints(tmp_path)) == 2
+    save(tmp_path, 6, 99.0)
+    assert load_checkpoint(tmp_path)[0]["value"].item() == 99.0
+
+
+def test_a_crash_while_the_same_step_is_saved_again_leaves_the_first(tmp_path, monkeypatch):
     save(tmp_path, 5, 1.0)
-    save(tmp_path, 5, 2.0)
-    assert load_checkpoint(tmp_path)[0]["value"].item() == 2.0
+
+    def crash(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", crash)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 5, 2.0)
+    monkeypatch.undo()
+    assert load_checkpoint(tmp_path)[0]["value"].item() == 1.0
+
+
+def test_a_half_deleted_checkpoint_does_not_count(tmp_path):
+    save(tmp_path, 1, 1.0)
+    (save(tmp_path, 2, 2.0) / "replay.npz").unlink()
+    assert load_checkpoint(tmp_path)[0]["value"].item() == 1.0
+    save(tmp_path, 2, 3.0)
+    assert load_checkpoint(tmp_path)[0]["value"].item() == 3.0
 
 
 def test_no_checkpoint_and_a_damaged_one_are_clear_errors(tmp_path):
