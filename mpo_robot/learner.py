@@ -128,7 +128,7 @@ class Learner:
         loss_penalty = mstep.penalty_mean.loss_kl + mstep.penalty_stddev.loss_kl
         loss = loss_critic + mstep.loss_policy_mean + mstep.loss_policy_stddev + loss_penalty + loss_duals
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"loss is not finite at learner step {self.learner_steps}: {float(loss)}")
+            raise FloatingPointError(f"loss is not finite at learner step {self.learner_steps}: {loss.item()}")
         loss.backward()
         if not want_metrics:
             return None
