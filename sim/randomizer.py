@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import mujoco
 import numpy as np
 import numpy.typing as npt
 
@@ -21,16 +20,16 @@ from sim.bound_term import BoundTerm
 from sim.model_terms import MODEL_BINDERS
 from sim.randomization_config import PUSHES, RandomizationConfig, RandomizationTerm
 from sim.sensing import Sensing, bind_observation
-from sim.state import ModelFields
+from sim.state import DerivedConstants, ModelFields
 from sim.state_terms import STATE_BINDERS
 
 _ENGINE = ("action_delay", "observation_delay", "push_force")
 _SINGLE = ("action_delay", "observation_delay", "dropped_observations")
-# Constants that mj_setConst derives from masses, inertias, centers of mass and armatures.
+# Constants that `DerivedConstants` derives from masses, inertias, centers of mass and armatures.
 _DERIVED = (
     "body_subtreemass", "body_invweight0", "body_sameframe", "dof_invweight0", "dof_M0", "tendon_invweight0",
     "actuator_acc0", "cam_pos0", "cam_poscom0", "light_pos0", "light_poscom0",
-    "stat.meaninertia", "stat.meanmass", "stat.meansize", "stat.extent",
+    "stat.meaninertia",
 )  # fmt: skip
 
 
@@ -60,7 +59,7 @@ class Randomizer:
         self._timed = [term for term in self._terms if term.term.interval_s is not None]
         self._touched = tuple({name for term in self._model_terms for name in term.fields})
         self._derived = any(term.derived for term in self._model_terms)
-        self._scratch = mujoco.MjData(backend.model) if self._derived else None
+        self._constants = DerivedConstants(backend.model) if self._derived else None
         self._base: dict[str, npt.NDArray[Any]] = {}
         self.values: dict[str, Any] = {}
         self._generator = np.random.default_rng()
@@ -185,8 +184,8 @@ class Randomizer:
         for term in self._model_terms:
             assert term.apply is not None
             term.apply(term.spread())
-        if self._scratch is not None:
-            mujoco.mj_setConst(self._backend.model, self._scratch)
+        if self._constants is not None:
+            self._constants.update()
 
     def _use_draws(self) -> None:
         """Hand the present draws to the sensors and actuators, and record them."""

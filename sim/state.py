@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import zipfile
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -24,7 +25,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 _INTEGRATION = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 _FLAGS = ("flg_energypos", "flg_energyvel", "flg_subtreevel", "flg_rnepost")
 _UNCHANGING = ("mesh_", "tex_", "skin_", "bvh_", "oct_", "name", "paths", "text_", "mat_", "B_", "D_", "M_", "map")
-_STATISTICS = ("stat.meaninertia", "stat.meanmass", "stat.meansize", "stat.extent")
+_STATISTICS = ("stat.meaninertia",)  # the others matter to rendering only
 
 
 def pack(arrays: Mapping[str, npt.NDArray[Any]], values: Mapping[str, Any]) -> bytes:
@@ -98,6 +99,22 @@ class ModelFields:
                 setattr(self._model.stat, name[5:], float(value))
             else:
                 self._field(name)[...] = value
+
+
+class DerivedConstants:
+    """Recomputes what MuJoCo's compiler derives from masses, inertias, centers of mass and armatures."""
+
+    def __init__(self, model: mujoco.MjModel):
+        self._model = model
+        self._scratch = mujoco.MjData(model)  # mj_setConst overwrites the pose it is given
+        # mj_setConst leaves this one alone; the solver's tolerance is relative to it. A model file may also fix it.
+        self._mean_inertia = model.nv > 0 and math.isclose(model.stat.meaninertia, model.dof_M0.mean(), rel_tol=1e-6)
+
+    def update(self) -> None:
+        """Bring the constants in line with the present model fields."""
+        mujoco.mj_setConst(self._model, self._scratch)
+        if self._mean_inertia:
+            self._model.stat.meaninertia = float(self._model.dof_M0.mean())
 
 
 def fixed_size_names(model: mujoco.MjModel) -> tuple[str, ...]:
