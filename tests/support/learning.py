@@ -58,12 +58,12 @@ class AllWindows(np.random.Generator):
 
 
 def change(config: Any, **changes: Any) -> Any:
-    """Copy with changes; `section__field` reaches into a section."""
+    """Copy with changes; `section__field` reaches into a section, at any depth."""
     flat: dict[str, Any] = {}
     sections: dict[str, dict[str, Any]] = {}
     for name, value in changes.items():
-        section, _, field = name.rpartition("__")
-        if section:
+        section, separator, field = name.partition("__")
+        if separator:
             sections.setdefault(section, {})[field] = value
         else:
             flat[name] = value

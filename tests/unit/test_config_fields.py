@@ -1,0 +1,165 @@
+"""Every field of the training's configuration changes something: a new field without an effect fails here.
+
+Pitfalls 4, 15, 16 (a flag tied to another flag, a bound that is never applied, an optimiser's setting that another
+optimiser receives) are of this kind.
+"""
+
+import dataclasses
+
+import pytest
+import torch
+
+from mpo_robot.cli import train
+from mpo_robot.cli.settings import RunConfig
+from mpo_robot.mpo_config import LearnerConfig, MPOConfig
+from mpo_robot.networks import CriticConfig, PolicyConfig
+from mpo_robot.run_folder import RunFolder
+from mpo_robot.training_config import TrainingConfig
+from sim.config import EnvironmentConfig
+from tests.support.learning import CONFIG, change
+from tests.support.point_environment import PointEnvironment
+
+TRAINING = TrainingConfig(
+    total_steps=40,
+    warmup_steps=12,
+    updates_per_step=0.5,
+    replay_capacity=30,
+    normalize_observations=True,
+    evaluation_period=15,
+    evaluation_episodes=1,
+    log_period=10,
+    checkpoint_period=25,
+    threads=1,
+)
+BASE = RunConfig(
+    EnvironmentConfig("dm_control:cartpole-swingup"), TRAINING, change(CONFIG, grad_clip_norm=0.05), seed=0
+)
+SECTIONS = {
+    "training": TrainingConfig,
+    "learner": LearnerConfig,
+    "learner__policy": PolicyConfig,
+    "learner__critic": CriticConfig,
+    "learner__mpo": MPOConfig,
+}
+# Fields whose other value cannot be guessed from their type.
+OTHER_VALUES = {
+    "learner__critic__aggregate": {"learner__critic__aggregate": "mean"},
+    "learner__target_update_period": {"learner__target_update_period": 3, "learner__target_update_rate": None},
+}
+
+
+def fields():
+    """Names of all leaf fields, with their section before them."""
+    for section, cls in SECTIONS.items():
+        for field in dataclasses.fields(cls):
+            name = f"{section}__{field.name}"
+            if name not in SECTIONS:
+                yield name
+
+
+def nested(config, name):
+    for part in name.split("__"):
+        config = getattr(config, part)
+    return config
+
+
+def with_changes(changes):
+    return change(BASE, **changes)
+
+
+def other_value(name):
+    """Changes that give a field another value."""
+    if name in OTHER_VALUES:
+        return OTHER_VALUES[name]
+    value = nested(BASE, name)
+    if isinstance(value, bool):
+        return {name: not value}
+    if isinstance(value, int):
+        return {name: value + 1}
+    if isinstance(value, float):
+        return {name: 0.5 * value}
+    if isinstance(value, tuple):
+        return {name: (*value[:-1], value[-1] + 1)}
+    raise AssertionError(f"add another value of {name} to OTHER_VALUES")
+
+
+class RecordingWriter:
+    """In place of CSV files and TensorBoard."""
+
+    rows: list
+
+    def __init__(self, *_):
+        type(self).rows = []
+
+    def metrics(self, row):
+        self.rows.append({k: v for k, v in row.items() if k not in ("wall_time_s", "steps_per_second")})
+
+    evaluation = metrics
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def outcome(tmp_path, monkeypatch):
+    """A function from a configuration to everything its training leaves behind."""
+    monkeypatch.setattr(train, "make_environment", lambda config: PointEnvironment())
+    monkeypatch.setattr("mpo_robot.trainer.MetricsWriter", RecordingWriter)
+    monkeypatch.setattr("mpo_robot.run_folder.run_record", lambda seed: {})
+
+    def run(config):
+        folder = RunFolder(tmp_path / str(len(list(tmp_path.iterdir()))))
+        threads = torch.get_num_threads()
+        try:
+            trainer = train.make_trainer(config, folder)
+            used_threads = torch.get_num_threads()
+            trainer.run()
+        finally:
+            torch.set_num_threads(threads)
+        return {
+            "threads": used_threads,
+            "rows": RecordingWriter.rows,
+            "checkpoints": sorted(path.name for path in folder.checkpoints.iterdir()),
+            "policy": trainer.learner.state_dict()["policy"].tolist(),
+            "critic": trainer.learner.state_dict()["critic"].tolist(),
+            "duals": trainer.learner.state_dict()["duals"].tolist(),
+            "target": trainer.learner.state_dict()["target_critic"].tolist(),
+        }
+
+    return run
+
+
+@pytest.mark.parametrize("name", list(fields()))
+def test_the_field_has_an_effect(name, outcome):
+    changed = with_changes(other_value(name))
+    assert nested(changed, name) != nested(BASE, name)
+    assert outcome(changed) != outcome(BASE)
+
+
+def test_the_same_configuration_gives_the_same_outcome(outcome):
+    # Without this the test above would prove nothing.
+    assert outcome(BASE) == outcome(BASE)
+
+
+@pytest.mark.parametrize(
+    ("field", "network"),
+    [("learning_rate_policy", "policy"), ("learning_rate_critic", "critic"), ("learning_rate_duals", "duals")],
+)
+def test_each_learning_rate_reaches_its_own_optimizer_only(field, network, outcome):
+    # Pitfall 16: the duals' optimiser built from the policy's settings. One update, so that nothing feeds back.
+    first = {"training__total_steps": 13, "training__updates_per_step": 0.5}
+    base = outcome(with_changes(first))
+    changed = outcome(with_changes({**first, f"learner__{field}": 0.5 * getattr(BASE.learner, field)}))
+    for name in ("policy", "critic", "duals"):
+        assert (base[name] != changed[name]) == (name == network), name
+
+
+def test_the_penalty_is_independent_of_the_kind_of_bound(outcome):
+    # Pitfall 4: all four combinations of the two flags train, each in its own way.
+    flags = ("learner__mpo__per_dim_constraining", "learner__mpo__action_penalization")
+    outcomes = [
+        outcome(with_changes({flags[0]: per_dimension, flags[1]: penalized}))
+        for per_dimension in (False, True)
+        for penalized in (False, True)
+    ]
+    assert all(left != right for index, left in enumerate(outcomes) for right in outcomes[:index])
