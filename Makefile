@@ -61,6 +61,8 @@ $(bin)/python:
 
 $(train_stamp): $(pins) | $(bin)/python
 	$(bin)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[train]'
+	@if $(bin)/python -c 'import sys; sys.exit(sys.version_info < (3, 13))'; then \
+		$(bin)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --no-deps dm-control; fi
 	@touch $@
 
 $(dev_stamp): $(pins) $(train_stamp)

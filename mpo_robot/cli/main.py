@@ -49,25 +49,41 @@ def load_command(name: str) -> ModuleType:
     try:
         return importlib.import_module(f"mpo_robot.cli.{name.replace('-', '_')}")
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] in ("mpo_robot", "sim", "deploy"):
-            raise
-        raise MpoRobotError(
-            f"package {error.name!r} is not installed: this command needs more than the robot-level install, "
-            "use pip install 'mpo-robot[train]'"
-        ) from error
+        raise missing_package(error) from error
+
+
+def execute(namespace: argparse.Namespace) -> int:
+    """Run the chosen command; a package that it imports only on its way may be missing too."""
+    try:
+        return int(namespace.execute(namespace) or 0)
+    except ModuleNotFoundError as error:
+        raise missing_package(error) from error
+
+
+def missing_package(error: ModuleNotFoundError) -> Exception:
+    """What to raise for a module that cannot be found: how to install it, or the error itself if it is our own."""
+    package = (error.name or "mpo_robot").partition(".")[0]
+    if package in ("mpo_robot", "sim", "deploy"):
+        return error
+    advice = "pip install 'mpo-robot[train]'"
+    if package == "dm_control" and sys.version_info >= (3, 13):
+        advice += " and, on Python 3.13, pip install --no-deps dm-control"
+    return MpoRobotError(
+        f"package {package!r} is not installed: this needs more than the robot-level install, use {advice}"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 2 bad input, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in arguments if not word.startswith("-")), None)
-    parser = build_parser(chosen)
-    namespace = _parse(parser, arguments)
-    if namespace.command is None:
-        parser.print_help()
-        return 2
     try:
-        return int(namespace.execute(namespace) or 0)
+        parser = build_parser(chosen)
+        namespace = _parse(parser, arguments)
+        if namespace.command is None:
+            parser.print_help()
+            return 2
+        return execute(namespace)
     except MpoRobotError as error:
         print(f"mpo-robot {chosen}: {error}", file=sys.stderr)
         return 2

@@ -1,5 +1,6 @@
 import argparse
 import importlib
+import sys
 
 import pytest
 
@@ -88,3 +89,32 @@ def test_a_bug_keeps_its_traceback(install):
     install(run)
     with pytest.raises(ZeroDivisionError):
         cli.main(["serve"])
+
+
+def missing(name):
+    return ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def test_a_command_whose_package_is_not_installed_says_how_to_install_it(install, capsys):
+    install(import_error=missing("torch"))
+    assert cli.main(["train"]) == 2
+    assert "package 'torch' is not installed" in capsys.readouterr().err
+
+
+def test_a_package_missed_on_the_way_is_told_in_the_same_words(install, monkeypatch, capsys):
+    def run(args):
+        raise missing("dm_control.suite")
+
+    install(run)
+    monkeypatch.setattr(sys, "version_info", (3, 13, 0))
+    assert cli.main(["train"]) == 2
+    assert capsys.readouterr().err == (
+        "mpo-robot train: package 'dm_control' is not installed: this needs more than the robot-level install, use "
+        "pip install 'mpo-robot[train]' and, on Python 3.13, pip install --no-deps dm-control\n"
+    )
+
+
+def test_a_missing_module_of_our_own_is_a_bug_and_keeps_its_traceback(install):
+    install(import_error=missing("mpo_robot.cli.train"))
+    with pytest.raises(ModuleNotFoundError):
+        cli.main(["train"])
