@@ -16,7 +16,7 @@ from sim.distributions import Array, draw
 from sim.randomization_config import RandomizationTerm
 
 
-@dataclass
+@dataclass(eq=False)
 class BoundTerm:
     """One term of the configuration with its elements found.
 

@@ -19,8 +19,7 @@ def draw(term: RandomizationTerm, generator: np.random.Generator, shape: tuple[i
         assert term.mean is not None
         assert term.stddev is not None
         values = generator.normal(term.mean, term.stddev, shape)
-        bounds = (-math.inf if low is None else low, math.inf if high is None else high)
-        return np.clip(values, *bounds)
+        return values if low is None and high is None else np.clip(values, low, high)
     assert low is not None
     assert high is not None
     if term.info.integer:

@@ -69,6 +69,7 @@ class Randomizer:
             backend.advance = self.actuation.advance_period
         self._captures = "observation_delay" in parameters
         backend.wants_observation = not self._captures
+        self.sensing.may_drop = "dropped_observations" in parameters
         self.actuation.capture_all = stepwise
         startup = np.random.default_rng([startup_seed, 1])
         for term in self._terms:
@@ -167,9 +168,9 @@ class Randomizer:
         """The reading [O] that the policy gets at the end of a period, of the true observation or an older one."""
         if not self.uses_engine:
             self.actuation.now += self._backend.physics_steps
-        if not self._captures:
-            self.sensing.capture(observation, self.actuation.now, self._generator)
-        return self.sensing.read(self.actuation.now, self._generator)
+        if self._captures:
+            return self.sensing.read(self.actuation.now, self._generator)
+        return self.sensing.pass_on(observation, self.actuation.now, self._generator)
 
     def reading(self) -> FloatArray:
         """What the sensors show now, within a period [O]."""

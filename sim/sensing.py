@@ -20,6 +20,8 @@ from sim.distributions import draw
 from sim.randomization_config import RandomizationTerm
 from sim.selection import select
 
+Places = slice | npt.NDArray[np.intp]
+
 
 def bind_observation(terms: Sequence[TermSpec], term: RandomizationTerm) -> tuple[BoundTerm, npt.NDArray[np.intp]]:
     """A noise or bias term, and the S places of the observation it disturbs.
@@ -43,29 +45,37 @@ def bind_observation(terms: Sequence[TermSpec], term: RandomizationTerm) -> tupl
     return BoundTerm(term, tuple(labels)), np.array(places, np.intp)
 
 
+def _as_slice(places: npt.NDArray[np.intp]) -> Places:
+    """Neighboring places as a slice, which NumPy reaches faster."""
+    neighbors = bool(np.all(np.diff(places) == 1))
+    return slice(int(places[0]), int(places[-1]) + 1) if neighbors else places
+
+
 class Sensing:
     """Turns true observations into readings.
 
     Attributes:
         delay: Physics steps between a state and the reading that shows it.
         drop_probability: Chance that a reading is lost.
+        may_drop: Whether it can ever be above 0.
     """
 
     def __init__(self) -> None:
-        self._biases: list[tuple[BoundTerm, npt.NDArray[np.intp]]] = []
-        self._noises: list[tuple[RandomizationTerm, npt.NDArray[np.intp]]] = []
+        self._biases: list[tuple[BoundTerm, Places]] = []
+        self._noises: list[tuple[RandomizationTerm, Places, int]] = []
         self.delay = 0
         self.drop_probability = 0.0
+        self.may_drop = False
         self._samples: deque[tuple[int, FloatArray]] = deque()
         self._delivered = np.zeros(0, np.float32)
 
     def add_bias(self, term: BoundTerm, places: npt.NDArray[np.intp]) -> None:
         """Register a bias; its present draws are used."""
-        self._biases.append((term, places))
+        self._biases.append((term, _as_slice(places)))
 
     def add_noise(self, term: BoundTerm, places: npt.NDArray[np.intp]) -> None:
         """Register a noise, drawn anew for every reading."""
-        self._noises.append((term.term, places))
+        self._noises.append((term.term, _as_slice(places), 1 if term.term.shared else places.size))
 
     def start(self, observation: FloatArray, generator: np.random.Generator) -> FloatArray:
         """First reading of an episode [O]; it is never lost."""
@@ -86,18 +96,23 @@ class Sensing:
             self._delivered = samples[0][1]
         return self._delivered.copy()
 
+    def pass_on(self, observation: FloatArray, now: int, generator: np.random.Generator) -> FloatArray:
+        """`capture` and `read` in one: a reading of the present state, unless it is lost."""
+        if self.may_drop:
+            self.capture(observation, now, generator)
+            return self.read(now, generator)
+        return self._disturb(observation, generator)
+
     def _disturb(self, observation: FloatArray, generator: np.random.Generator) -> FloatArray:
         reading = observation.copy()
         for bias, places in self._biases:
             self._apply(bias.term, reading, places, bias.spread()[:, 0])
-        for term, places in self._noises:
-            self._apply(term, reading, places, draw(term, generator, (1,) if term.shared else places.shape))
+        for term, places, count in self._noises:
+            self._apply(term, reading, places, draw(term, generator, (count,)))
         return reading
 
     @staticmethod
-    def _apply(
-        term: RandomizationTerm, reading: FloatArray, places: npt.NDArray[np.intp], values: npt.NDArray[np.float64]
-    ) -> None:
+    def _apply(term: RandomizationTerm, reading: FloatArray, places: Places, values: npt.NDArray[np.float64]) -> None:
         if term.resolved_operation == "scale":
             reading[places] *= values
         else:
