@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,9 +43,13 @@ def run(args: argparse.Namespace) -> int:
     kind = kind_of(args.path)
     facts = kind.describe(args.path)
     if args.json:
-        print(json.dumps(jsonable({"kind": kind.name, "path": str(args.path), **facts}), indent=1, allow_nan=False))
+        text = json.dumps(jsonable({"kind": kind.name, "path": str(args.path), **facts}), indent=1, allow_nan=False)
     else:
-        print(f"{kind.name} {args.path}\n{render(facts)}")
+        text = f"{kind.name} {args.path}\n{render(facts)}"
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # the reader, `head` for example, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -1,5 +1,8 @@
 import json
+import os
 import re
+import subprocess
+import sys
 
 import onnx
 import pytest
@@ -205,3 +208,13 @@ def test_layout_of_facts():
         "    1    b\n"
         "    100     -"
     )
+
+
+def test_a_reader_that_stops_early_is_no_error(tmp_path):
+    run = make_run(tmp_path / "run")
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "mpo_robot.cli.main", "inspect", str(run)]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
