@@ -10,7 +10,11 @@ from torch.nn import functional
 
 from mpo_robot.mpo_config import MPOConfig
 
-MIN_RAW = -18.0
+MIN_RAW_TEMPERATURE = -18.0
+# softplus(-8) = 3e-4: no constraint in effect, but a gradient that Adam still sees. The gradient of a raw multiplier is
+# its value times the violation, and Adam takes gradients below its epsilon of 1e-8 for nothing: with the floor of -18
+# a multiplier that had reached it stayed there for thousands of updates while the KL exceeded its bound many times.
+MIN_RAW_ALPHA = -8.0
 FLOOR = 1e-8
 
 
@@ -20,7 +24,7 @@ def inverse_softplus(value: float) -> float:
 
 
 class Duals(nn.Module):
-    """Raw parameters behind softplus: value = softplus(raw) + 1e-8; `clamp_` keeps raw above -18 after each step.
+    """Raw parameters behind softplus: value = softplus(raw) + 1e-8; `clamp_` keeps raw above a floor after each step.
 
     Softplus has a non-zero gradient everywhere in that range, so that a multiplier that fell low can rise again.
     """
@@ -56,5 +60,7 @@ class Duals(nn.Module):
     @torch.no_grad()
     def clamp_(self) -> None:
         """Projection after each optimiser step."""
-        for parameter in self.parameters():
-            parameter.clamp_(min=MIN_RAW)
+        for parameter in (self.raw_temperature, self.raw_penalty_temperature):
+            parameter.clamp_(min=MIN_RAW_TEMPERATURE)
+        for parameter in (self.raw_alpha_mean, self.raw_alpha_stddev):
+            parameter.clamp_(min=MIN_RAW_ALPHA)
