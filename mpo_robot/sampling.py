@@ -17,9 +17,11 @@ def sample_mixed(
     batch_sequences: int,
     sequence_length: int,
 ) -> SequenceBatch:
-    """`batch_sequences` windows, of which round(`real_fraction` * batch) come from the real replay.
+    """`batch_sequences` windows, of which the share `real_fraction` comes from the real replay.
 
-    A replay that is absent or too short to sample gives its share to the other.
+    Where the share is no whole number of windows it is rounded up or down at random, so that it holds on average (a
+    small share would otherwise be rounded to nothing). A replay that is absent or too short to sample gives its share
+    to the other.
 
     Raises:
         ConfigError: neither replay can be sampled.
@@ -30,7 +32,8 @@ def sample_mixed(
     usable_simulated, usable_real = sources
     if usable_simulated is None and usable_real is None:
         raise ConfigError(f"no replay holds a window of {sequence_length} steps yet: collect more data first")
-    real_count = round(real_fraction * batch_sequences) if usable_real is not None else 0
+    share = real_fraction * batch_sequences
+    real_count = int(share) + int(rng.random() < share - int(share)) if usable_real is not None else 0
     if usable_simulated is None:
         real_count = batch_sequences
     parts = []
