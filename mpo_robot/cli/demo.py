@@ -157,7 +157,8 @@ class Demo:
         name = "demo_real_time" if real_time else "demo"
         config = str(CONFIGS / "robots" / f"{name}.yaml")
         options = ["--endpoint", endpoint, "--log-dir", str(directory), "--episodes", str(episodes)]
-        command(["run-robot", "--config", config, *options, f"seed={seed}"])
+        mismatch = CONFIGS / "randomization" / "cartpole_mismatch.yaml"  # the YAML's path holds in the checkout only
+        command(["run-robot", "--config", config, *options, f"seed={seed}", f"robot.options.mismatch={mismatch}"])
         contents = [read_log(path) for path in sorted(directory.glob("*.mcap"))]
         broken = [log.problem for log in contents if not log.complete]
         if broken:
