@@ -106,7 +106,7 @@ def test_a_multiplier_at_its_floor_recovers():
     learner = pulled({})
     with torch.no_grad():
         learner.duals.raw_alpha_mean.fill_(MIN_RAW_ALPHA)
-    learn(learner, 480)
+    learn(learner, 240)
     assert learner.duals.alpha_mean.detach().min() > 0.5
 
 
