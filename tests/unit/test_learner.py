@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from mpo_robot.duals import MIN_RAW_ALPHA, MIN_RAW_TEMPERATURE
 from mpo_robot.learner import Learner
 from mpo_robot.losses.estep import nonparametric_estep, out_of_bounds_cost
 from mpo_robot.losses.gaussian import entropy, kl_mean, kl_stddev, log_prob
@@ -28,11 +29,10 @@ def test_rows_that_are_no_transition_contribute_nothing():
     base = gradients(learner, batch)
     border = batch.is_transition == 0
     assert border.any()
-    rng = np.random.default_rng(0)
-    noise = {name: 100.0 * rng.standard_normal(getattr(batch, name).shape) for name in ("reward", "behavior_log_prob")}
-    noise["trace_valid"] = np.ones_like(batch.trace_valid)
-    changed = {name: np.where(border, value, getattr(batch, name)) for name, value in noise.items()}
-    changed["action"] = np.where(border[..., None], 100.0, batch.action)
+    # a large ratio, which would carry the row's own return to the step before it, and far-off values
+    content = {"reward": 100.0, "behavior_log_prob": -100.0, "trace_valid": 1.0}
+    changed = {name: np.where(border, value, getattr(batch, name)) for name, value in content.items()}
+    changed["action"] = np.where(border[..., None], 0.9, batch.action)
     assert same(gradients(learner, replaced(batch, **changed)), base)
     moved = replaced(batch, reward=batch.reward + (~border))
     assert not same(gradients(learner, moved), base)
@@ -215,6 +215,16 @@ def test_an_update_moves_the_networks_and_clears_the_gradients():
         assert not torch.equal(getattr(learner, f"_{name}"), before[name]), name
     for name in ("policy", "critic", "duals"):
         assert getattr(learner, f"_{name}").grad.abs().max() == 0.0
+
+
+def test_duals_are_above_their_floors_after_every_update():
+    learner = make_learner()
+    with torch.no_grad():
+        learner._duals.fill_(-1e3)
+    learner.update(make_batch())
+    temperatures, multipliers = learner._duals[:2], learner._duals[2:]
+    assert temperatures.min() >= MIN_RAW_TEMPERATURE
+    assert multipliers.min() >= MIN_RAW_ALPHA
 
 
 def test_polyak_targets():
