@@ -141,7 +141,8 @@ def check_parity(
         expected = [output.numpy() for output in module(torch.from_numpy(observations))]
     session = onnxruntime.InferenceSession(model_bytes, providers=["CPUExecutionProvider"])
     actual = session.run(["actions", "stddev"], {"obs": observations})
-    error = max(float(np.max(np.abs(got - want) / spec.command_half_range)) for got, want in zip(actual, expected))
+    errors = [np.abs(got - want) / spec.command_half_range for got, want in zip(actual, expected)]
+    error = float(np.max(errors))  # NaN in either output stays NaN, which Python's max would lose
     return ParityResult(error if np.isfinite(error) else float("inf"), len(observations))
 
 

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from mpo_robot.checkpoint import load_checkpoint
 from mpo_robot.continual import ContinualLearner, LearnConfig
 from mpo_robot.episode import Episode
 from mpo_robot.errors import ConfigError, EpisodeError
+from mpo_robot.normalization import ReturnScale, RunningNormalizer
 from mpo_robot.policy_io import load_policy
 from mpo_robot.replay import SequenceReplay
 from mpo_robot.sampling import sample_mixed
@@ -123,3 +125,28 @@ def test_a_run_that_was_trained_on_since_is_not_silently_overruled(tmp_path):
     assert load_policy(folder, LEARNER).training["environment_steps"] == 900
     with pytest.raises(ConfigError, match="ingest the logs again"):
         learner_of(folder)
+
+
+def test_the_learner_gets_what_training_gave_it_normalised_states_and_scaled_rewards(tmp_path):
+    # The scale and the normaliser are part of what the critic and the policy mean; they stay as training left them.
+    folder = make_run(tmp_path / "run")
+    state, _ = load_checkpoint(folder.checkpoints)
+    scale = ReturnScale(LEARNER.discount, LEARNER.return_scale_bound)
+    scale.load_state_dict(state["return_scale"])
+    learner = learner_of(folder, use_simulated_data=False)
+    episode = make_episode(40, 9)
+    learner.ingest("a.mcap", [episode])
+    seen = []
+    learner.learner.update = lambda batch, reward_scale, want: seen.append((batch, reward_scale))
+    learner.update()
+    ((batch, reward_scale),) = seen
+    assert reward_scale == scale.scale != 1.0
+    normalizer = RunningNormalizer(SPEC.observation_size)
+    normalizer.load_state_dict(state["normalizer"])
+    expected = {row.tobytes() for row in normalizer(episode.observations)}
+    assert all(row.tobytes() in expected for row in batch.observation.reshape(-1, SPEC.observation_size))
+    assert {float(reward) for reward in batch.reward.ravel()} <= {0.0, *map(float, episode.rewards)}
+
+
+def test_the_real_replay_has_the_configured_capacity(tmp_path):
+    assert learner_of(make_run(tmp_path / "run"), real_capacity=30).real_replay.capacity == 30

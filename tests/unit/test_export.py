@@ -106,7 +106,7 @@ def test_without_a_normaliser_raw_observations_go_in(policy, tmp_path):
     np.testing.assert_allclose(action, np.clip(mean, -1, 1), atol=1e-5)
 
 
-@pytest.mark.parametrize("fault", ["weights", "nan"])
+@pytest.mark.parametrize("fault", ["weights", "nan", "nan in the stddev only"])
 def test_a_graph_that_disagrees_is_refused_and_the_old_file_stays(policy, normalizer, tmp_path, monkeypatch, fault):
     path = tmp_path / "policy.onnx"
     path.write_bytes(b"the policy in use")
@@ -116,7 +116,8 @@ def test_a_graph_that_disagrees_is_refused_and_the_old_file_stays(policy, normal
         model = original(module, size)
         tensor = next(item for item in model.graph.initializer if "head.bias" in item.name)
         values = onnx.numpy_helper.to_array(tensor).copy()
-        values += 1e-3 if fault == "weights" else np.nan
+        first = SPEC.action_size if "stddev" in fault else 0  # the second half of the head is the stddev
+        values[first:] += 1e-3 if fault == "weights" else np.nan
         tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
         return model
 
