@@ -15,6 +15,8 @@ from mpo_robot.errors import ConfigError
 HIGH_WATER_MARK = 16  # messages; a request that waits behind more than this is useless anyway
 _SELECT_LIMIT = 1024  # select() is the only wait with better than millisecond resolution, and takes no larger fd
 _WRITABLE_POLL_MS = 20
+_MAX_WAIT_MS = 1024
+_RCVTIMEO = int(zmq.RCVTIMEO)
 
 
 class ClientLink:
@@ -33,6 +35,7 @@ class ClientLink:
         require_safe(endpoint, security)
         self.secure = security is not None
         self._clock = clock
+        self._timeout_ms = -1
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         try:
@@ -79,17 +82,31 @@ class ClientLink:
 
         A message of several parts, which this protocol never sends, comes out as an empty frame.
         """
-        while True:
+        parts = self._wait(deadline_ns)
+        if parts is None:
+            return None
+        return parts[0] if len(parts) == 1 else b""
+
+    def _wait(self, deadline_ns: int) -> list[bytes] | None:
+        """Block in the socket itself as long as its whole milliseconds allow: that wakes up soonest. Then `select`."""
+        while (remaining_ms := (deadline_ns - self._clock()) // 1_000_000) >= 1:
+            timeout_ms = min(1 << (remaining_ms.bit_length() - 1), _MAX_WAIT_MS)  # a power of two is seldom new
+            if timeout_ms != self._timeout_ms:
+                self._socket.set(_RCVTIMEO, timeout_ms)
+                self._timeout_ms = timeout_ms
             try:
-                parts = receive_parts(self._socket, NOBLOCK)
+                return receive_parts(self._socket)
+            except zmq.Again:
+                continue
+        while True:
+            # The socket's fd only signals changes; trying to receive first, every time, makes that safe.
+            try:
+                return receive_parts(self._socket, NOBLOCK)
             except zmq.Again:
                 remaining_ns = deadline_ns - self._clock()
                 if remaining_ns <= 0:
                     return None
-                # The socket's fd only signals changes; trying to receive first, every time, makes that safe.
                 select.select([self._fd], [], [], remaining_ns / 1e9)
-                continue
-            return parts[0] if len(parts) == 1 else b""
 
     def close(self) -> None:
         """Close at once; what is queued is dropped. May be called twice."""
