@@ -34,6 +34,7 @@ class NumpyActor:
         self._head_weight = policy.head.weight.detach().numpy()
         self._head_bias = policy.head.bias.detach().numpy()
         self._min_stddev = policy.config.min_stddev
+        self._tanh_mean = policy.config.tanh_mean
 
     def distribution(self, observation: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Mean and standard deviation, each [A]."""
@@ -50,12 +51,12 @@ class NumpyActor:
             else:
                 np.maximum(hidden, 0.0, out=hidden)
         mean, raw_stddev = np.split(self._head_weight @ hidden + self._head_bias, 2)
+        mean = np.tanh(mean) if self._tanh_mean else mean
         return mean, np.logaddexp(raw_stddev, np.float32(0.0)) + np.float32(self._min_stddev)
 
-    def sample(self, observation: FloatArray, rng: np.random.Generator) -> SampledAction:
-        """Sample an action and its exact log density."""
+    def sample(self, observation: FloatArray, noise: FloatArray) -> SampledAction:
+        """Action of standard-normal `noise` [A] and its exact log density."""
         mean, stddev = self.distribution(observation)
-        noise: FloatArray = rng.standard_normal(len(mean), dtype=np.float32)
         action = (mean + stddev * noise).astype(np.float32, copy=False)
         standardized = (action.astype(np.float64) - mean) / stddev
         density = 0.5 * standardized @ standardized + np.log(stddev.astype(np.float64)).sum()

@@ -5,34 +5,21 @@ Axes: B sequences, L steps, S = B * (L + 1) states, N sampled actions, A action 
 
 from __future__ import annotations
 
-import copy
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mpo_robot.actor_critic import ActorCritic, TensorBatch
 from mpo_robot.duals import Duals
 from mpo_robot.losses.estep import EStep, nonparametric_estep, out_of_bounds_cost
 from mpo_robot.losses.gaussian import entropy, log_prob
 from mpo_robot.losses.mstep import Gaussian, MStep, decoupled_mstep, noise_moments
 from mpo_robot.losses.returns import off_policy_returns, trace_coefficients
 from mpo_robot.mpo_config import LearnerConfig
-from mpo_robot.networks import CriticEnsemble, GaussianPolicy, flat_gradient, flatten_parameters
+from mpo_robot.networks import CriticEnsemble, GaussianPolicy
 from mpo_robot.replay import SequenceBatch
-
-
-class TensorBatch(NamedTuple):
-    """A `SequenceBatch` as tensors that share its memory."""
-
-    observation: Tensor  # [B, L + 1, O] normalised
-    action: Tensor  # [B, L, A] as sampled
-    reward: Tensor  # [B, L]
-    terminated: Tensor  # [B, L]
-    behavior_log_prob: Tensor  # [B, L]
-    trace_valid: Tensor  # [B, L]
-    is_transition: Tensor  # [B, L]
-    policy_state: Tensor  # [B, L + 1]
 
 
 class TargetPass(NamedTuple):
@@ -74,51 +61,26 @@ class Metrics(NamedTuple):
     out_of_bounds_mean: float
 
 
-class Learner:
-    """Networks, duals and optimisers of one training.
-
-    Inputs are batches with observations already normalised and rewards in reward units.
-
-    Raises (update): FloatingPointError if a loss is not finite; the parameters are then still those from before.
-    """
+class Learner(ActorCritic):
+    """MPO. Inputs are batches with observations already normalised and rewards in reward units."""
 
     def __init__(self, observation_size: int, action_size: int, config: LearnerConfig, seed: int) -> None:
-        self.config = config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.online_policy = GaussianPolicy(observation_size, action_size, config.policy)
             self.online_critic = CriticEnsemble(observation_size, action_size, config.critic)
-        self.target_policy = copy.deepcopy(self.online_policy).requires_grad_(False)
-        self.target_critic = copy.deepcopy(self.online_critic).requires_grad_(False)
         self.duals = Duals(action_size, config.mpo)
-        self._policy = flatten_parameters(self.online_policy)
-        self._critic = flatten_parameters(self.online_critic)
-        self._target_policy = flatten_parameters(self.target_policy)
-        self._target_critic = flatten_parameters(self.target_critic)
-        self._duals = flatten_parameters(self.duals)
-        self.optimizers = {
-            "policy": torch.optim.Adam([self._policy], lr=config.learning_rate_policy, fused=True),
-            "critic": torch.optim.Adam([self._critic], lr=config.learning_rate_critic, fused=True),
-            "duals": torch.optim.Adam([self._duals], lr=config.learning_rate_duals, fused=True),
-        }
-        self.generator = torch.Generator().manual_seed(seed)
-        self.learner_steps = 0
+        super().__init__(config, self.online_policy, self.online_critic, self.duals, seed)
+        self.target_policy = cast(GaussianPolicy, self._target_modules["policy"])
+        self.target_critic = cast(CriticEnsemble, self._target_modules["critic"])
 
-    def update(self, batch: SequenceBatch, reward_scale: float = 1.0, want_metrics: bool = False) -> Metrics | None:
-        """One gradient step of critics, policy and duals, then the target networks.
-
-        Args:
-            batch: Sequences with normalised observations.
-            reward_scale: Rewards are divided by it for the critic.
-            want_metrics: Return `Metrics` (costs a few tenths of a millisecond), else None.
-        """
-        metrics = self.backward(batch, reward_scale, want_metrics)
-        self._step()
-        return metrics
+    def project(self) -> None:
+        """Keep the dual variables in their range."""
+        self.duals.clamp_()
 
     def backward(self, batch: SequenceBatch, reward_scale: float = 1.0, want_metrics: bool = False) -> Metrics | None:
         """First half of `update`: all losses, and their gradients in the parameters' `grad`."""
-        tensors = TensorBatch(*(torch.from_numpy(array) for array in batch))
+        tensors = TensorBatch.of(batch)
         target = self.target_pass(tensors, reward_scale)
         loss_critic = self.critic_loss(tensors, target.returns)
         state_weights = tensors.policy_state.flatten()
@@ -127,8 +89,7 @@ class Learner:
         mstep, loss_duals, estep = self._expectation_maximization(online, target, state_weights)
         loss_penalty = mstep.penalty_mean.loss_kl + mstep.penalty_stddev.loss_kl
         loss = loss_critic + mstep.loss_policy_mean + mstep.loss_policy_stddev + loss_penalty + loss_duals
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"loss is not finite at learner step {self.learner_steps}: {loss.item()}")
+        self.require_finite(loss)
         loss.backward()
         if not want_metrics:
             return None
@@ -188,33 +149,12 @@ class Learner:
         return TargetPass(policy, noise, actions, q_values, returns, coefficients)
 
     def critic_loss(self, batch: TensorBatch, returns: Tensor) -> Tensor:
-        """Mean squared error of all critics to the targets over the rows that are transitions."""
+        """Mean loss of all critics against the targets over the rows that are transitions."""
         observation = batch.observation[:, :-1].flatten(0, 1)
-        values = self.online_critic(observation, batch.action.clamp(-1.0, 1.0).flatten(0, 1))
+        action = batch.action.clamp(-1.0, 1.0).flatten(0, 1)
+        error = self.online_critic.error(observation, action, returns.flatten())  # [B * L]
         weights = batch.is_transition.flatten()
-        error = (values - returns.flatten()).square().sum(dim=0)  # [B * L], summed over critics
-        return 0.5 * (weights * error).sum() / weights.sum().clamp(min=1.0)
-
-    @torch.no_grad()
-    def _step(self) -> None:
-        if self.config.grad_clip_norm is not None:
-            for flat in (self._policy, self._critic):
-                gradient = flat_gradient(flat)
-                norm = torch.linalg.vector_norm(gradient)
-                gradient.mul_((self.config.grad_clip_norm / (norm + 1e-6)).clamp(max=1.0))
-        for optimizer in self.optimizers.values():
-            optimizer.step()
-        for flat in (self._policy, self._critic, self._duals):
-            flat_gradient(flat).zero_()
-        self.duals.clamp_()
-        self.learner_steps += 1
-        rate, period = self.config.target_update_rate, self.config.target_update_period
-        if rate is not None:
-            self._target_policy.lerp_(self._policy, rate)
-            self._target_critic.lerp_(self._critic, rate)
-        elif period is not None and self.learner_steps % period == 0:
-            self._target_policy.copy_(self._policy)
-            self._target_critic.copy_(self._critic)
+        return (weights * error).sum() / weights.sum().clamp(min=1.0)
 
     @torch.no_grad()
     def _metrics(
@@ -253,32 +193,3 @@ class Learner:
             trace_coefficient_mean=float((target.coefficients * batch.is_transition).sum() / in_transition),
             out_of_bounds_mean=float(outside.float().mean()),
         )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors, numbers and containers only (loadable with `weights_only=True`)."""
-        return {
-            "policy": self._policy.clone(),
-            "critic": self._critic.clone(),
-            "target_policy": self._target_policy.clone(),
-            "target_critic": self._target_critic.clone(),
-            "duals": self._duals.clone(),
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            "generator": self.generator.get_state(),
-            "learner_steps": self.learner_steps,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict` exactly.
-
-        Raises:
-            ValueError: the state belongs to networks of another size.
-        """
-        for name in ("policy", "critic", "target_policy", "target_critic", "duals"):
-            flat: Tensor = getattr(self, f"_{name}")
-            if flat.shape != state[name].shape:
-                raise ValueError(f"{name} has {flat.numel()} parameters here, {state[name].numel()} in the checkpoint")
-            flat.copy_(state[name])
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
-        self.generator.set_state(state["generator"])
-        self.learner_steps = int(state["learner_steps"])

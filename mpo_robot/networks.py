@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mpo_robot.losses.distributional import cross_entropy, expected_value, hl_gauss_pmf, support
 from mpo_robot.losses.mstep import Gaussian
 
 CHUNK_ROWS = 2048  # of hidden activations in the target pass; with 256 units they fill 2 MB
@@ -27,12 +28,15 @@ class PolicyConfig:
         layer_norm: Normalise each hidden layer before its ReLU.
         init_stddev: Standard deviation of the untrained policy, in normalised action space.
         min_stddev: Floor of the standard deviation.
+        tanh_mean: Squash the mean into (-1, 1). Without it the mean may run far outside the bounds, where all samples
+            are clipped to one action and the E-step sees no difference between them.
     """
 
     hidden_sizes: tuple[int, ...] = (256, 256)
     layer_norm: bool = True
     init_stddev: float = 0.5
     min_stddev: float = 1e-3
+    tanh_mean: bool = False
 
     def __post_init__(self) -> None:
         if not self.hidden_sizes or min(self.hidden_sizes) < 1:
@@ -50,12 +54,18 @@ class CriticConfig:
         layer_norm: Normalise each hidden layer before its ReLU.
         num_critics: Size of the ensemble; 2 for twin critics.
         aggregate: How target values are combined: the minimum, or the mean.
+        head: `scalar` regression, or classification over a fixed support with `hl_gauss` targets.
+        num_atoms: Size of that support.
+        value_bound: The support reaches from -value_bound to value_bound, in units of the scaled return.
     """
 
     hidden_sizes: tuple[int, ...] = (256, 256)
     layer_norm: bool = True
     num_critics: int = 2
     aggregate: str = "min"
+    head: str = "scalar"
+    num_atoms: int = 101
+    value_bound: float = 5.0
 
     def __post_init__(self) -> None:
         if not self.hidden_sizes or min(self.hidden_sizes) < 1:
@@ -64,6 +74,15 @@ class CriticConfig:
             raise ValueError(f"num_critics must be at least 1, got {self.num_critics}")
         if self.aggregate not in ("min", "mean"):
             raise ValueError(f"aggregate must be min or mean, got {self.aggregate!r}")
+        if self.head not in ("scalar", "hl_gauss"):
+            raise ValueError(f"head must be scalar or hl_gauss, got {self.head!r}")
+        if self.num_atoms < 2 or not self.value_bound > 0:
+            raise ValueError(f"need num_atoms >= 2 and value_bound > 0, got {self.num_atoms} and {self.value_bound}")
+
+    @property
+    def outputs(self) -> int:
+        """Numbers per value: 1, or one logit per atom."""
+        return 1 if self.head == "scalar" else self.num_atoms
 
 
 def _hidden(in_size: int, sizes: tuple[int, ...], layer_norm: bool) -> list[nn.Module]:
@@ -94,6 +113,7 @@ class GaussianPolicy(nn.Module):
     def forward(self, observation: Tensor) -> Gaussian:
         """Mean and standard deviation, each [S, A], of a normalised observation [S, O]."""
         mean, raw_stddev = self.head(self.torso(observation)).chunk(2, dim=-1)
+        mean = mean.tanh() if self.config.tanh_mean else mean
         return Gaussian(mean, functional.softplus(raw_stddev) + self.config.min_stddev)
 
 
@@ -111,12 +131,29 @@ class Critic(nn.Module):
                 parameter.uniform_(-bound, bound)
         tail: list[nn.Module] = [nn.LayerNorm(first)] if config.layer_norm else []
         tail += [nn.ReLU(inplace=True), *_hidden(first, tuple(rest), config.layer_norm)]
-        self.tail = nn.Sequential(*tail, nn.Linear(config.hidden_sizes[-1], 1))
+        self.tail = nn.Sequential(*tail, nn.Linear(config.hidden_sizes[-1], config.outputs))
+        self.atoms: Tensor | None = None
+        if config.head != "scalar":
+            self.atoms = support(config.value_bound, config.num_atoms)
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
         """Values [S] of normalised observations [S, O] and clipped actions [S, A]."""
-        hidden = torch.addmm(self.observation_in(observation), action, self.action_in.weight.t())
-        return self.tail(hidden).squeeze(-1)
+        return self.value(self.outputs(observation, action))
+
+    def outputs(self, observation: Tensor, action: Tensor) -> Tensor:
+        """What the network gives, before it becomes a value: [S, 1 or K]."""
+        return self.tail(torch.addmm(self.observation_in(observation), action, self.action_in.weight.t()))
+
+    def value(self, output: Tensor) -> Tensor:
+        """Value [...] of outputs [..., 1 or K]."""
+        return output.squeeze(-1) if self.atoms is None else expected_value(output, self.atoms)
+
+    def error(self, observation: Tensor, action: Tensor, target: Tensor) -> Tensor:
+        """Loss [S] against target values [S]: half the squared error, or the cross-entropy to an HL-Gauss target."""
+        output = self.outputs(observation, action)
+        if self.atoms is None:
+            return 0.5 * (output.squeeze(-1) - target).square()
+        return cross_entropy(output, hl_gauss_pmf(target, self.atoms))
 
     def many_actions(self, observation: Tensor, actions: Tensor) -> Tensor:
         """Values [N, S] of N actions [N, S, A] at each observation [S, O].
@@ -128,7 +165,7 @@ class Critic(nn.Module):
         for block in actions.split(max(1, CHUNK_ROWS // len(observation))):
             hidden = self.action_in(block)  # [n, S, H]
             hidden += state_part
-            parts.append(self.tail(hidden.view(-1, hidden.shape[-1])).view(block.shape[:2]))
+            parts.append(self.value(self.tail(hidden.view(-1, hidden.shape[-1]))).view(block.shape[:2]))
         return torch.cat(parts)
 
 
@@ -143,6 +180,10 @@ class CriticEnsemble(nn.Module):
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
         """All members' values, [num_critics, S]."""
         return torch.stack([member(observation, action) for member in self._critics()])
+
+    def error(self, observation: Tensor, action: Tensor, target: Tensor) -> Tensor:
+        """Loss [S] against target values [S], summed over the members."""
+        return torch.stack([member.error(observation, action, target) for member in self._critics()]).sum(dim=0)
 
     def _critics(self) -> list[Critic]:
         return [cast(Critic, member) for member in self.members]

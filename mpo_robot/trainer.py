@@ -16,6 +16,7 @@ import torch
 from mpo_robot.acting import NumpyActor, SampledAction, uniform_action
 from mpo_robot.checkpoint import load_checkpoint, rng_from_json, rng_to_json, save_checkpoint
 from mpo_robot.evaluation import Evaluation, evaluate
+from mpo_robot.exploration import ColoredNoise
 from mpo_robot.learner import Learner
 from mpo_robot.metrics import EVALUATION_COLUMNS, METRIC_COLUMNS, MetricsWriter
 from mpo_robot.mpo_config import LearnerConfig
@@ -62,6 +63,7 @@ class Trainer:
         bound = learner.return_scale_bound
         self.return_scale = None if bound is None else ReturnScale(learner.discount, bound)
         self.actor = NumpyActor(self.learner.online_policy)
+        self.noise = ColoredNoise(spec.action_size, training.noise_color)
         self.rng = np.random.default_rng(seed)
         self.environment_steps = 0
         self.update_debt = 0.0  # updates owed; a fraction when updates_per_step is not whole
@@ -137,6 +139,7 @@ class Trainer:
     def _start_episode(self, seed: int | None) -> None:
         self.observation, _ = self.environment.reset(seed=seed)
         self.episode_return = 0.0
+        self.noise.start_episode()
         if self.normalizer is not None:
             self.normalizer.update(self.observation)
 
@@ -144,7 +147,7 @@ class Trainer:
         if self.environment_steps < self.config.warmup_steps:
             return uniform_action(self.replay.action_size, self.rng)
         assert self.observation is not None
-        return self.actor.sample(self._normalized(self.observation), self.rng)
+        return self.actor.sample(self._normalized(self.observation), self.noise.sample(self.rng))
 
     def _collect_step(self) -> None:
         assert self.observation is not None
@@ -215,6 +218,7 @@ class Trainer:
             "normalizer": None if self.normalizer is None else self.normalizer.state_dict(),
             "return_scale": None if self.return_scale is None else self.return_scale.state_dict(),
             "rng": rng_to_json(self.rng),
+            "noise": self.noise.state_dict(),
             "environment": torch.from_numpy(np.frombuffer(self.environment.get_state(), np.uint8).copy()),
             "observation": torch.tensor(np.asarray(self.observation)),
             "environment_steps": self.environment_steps,
@@ -233,6 +237,7 @@ class Trainer:
         if self.return_scale is not None:
             self.return_scale.load_state_dict(state["return_scale"])
         self.rng = rng_from_json(state["rng"])
+        self.noise.load_state_dict(state.get("noise", {"noise": []}))  # checkpoints of version 0.1 have none
         self.environment.set_state(state["environment"].numpy().tobytes())
         self.observation = state["observation"].numpy()
         self.environment_steps = int(state["environment_steps"])

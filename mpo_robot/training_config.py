@@ -13,6 +13,7 @@ class TrainingConfig:
         total_steps: Environment steps of the whole training.
         warmup_steps: Steps with uniform actions before the first update.
         updates_per_step: Learner updates per environment step; may be below 1.
+        noise_color: Exponent of the exploration noise's power spectrum: 0 white, 1 pink (correlated over the episode).
         replay_capacity: Rows of the replay ring.
         normalize_observations: Use the running observation normaliser.
         evaluation_period: Steps between evaluations.
@@ -25,6 +26,7 @@ class TrainingConfig:
     total_steps: int = 300_000
     warmup_steps: int = 2_000
     updates_per_step: float = 0.5
+    noise_color: float = 0.0
     replay_capacity: int = 1_000_000
     normalize_observations: bool = True
     evaluation_period: int = 10_000
@@ -47,3 +49,5 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.updates_per_step > 0:
             raise ValueError(f"updates_per_step must be positive, got {self.updates_per_step}")
+        if not 0.0 <= self.noise_color <= 2.0:
+            raise ValueError(f"noise_color must be in [0, 2], got {self.noise_color}")

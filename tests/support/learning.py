@@ -76,7 +76,7 @@ def make_learner(seed: int = 0, **changes: Any) -> Learner:
     learner = Learner(OBSERVATION_SIZE, ACTION_SIZE, change(CONFIG, **changes), seed)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
-        for flat in (learner._target_policy, learner._target_critic):
+        for flat in (learner.flat["target_policy"], learner.flat["target_critic"]):
             flat.add_(0.1 * torch.randn(flat.shape, generator=generator))
     return learner
 
@@ -122,7 +122,7 @@ def gradients(learner: Learner, batch: SequenceBatch, **options: Any) -> dict[st
     learner.generator.set_state(state)
     result = {}
     for name in ("policy", "critic", "duals"):
-        flat = getattr(learner, f"_{name}")
+        flat = learner.flat[name]
         result[name] = flat.grad.clone()
         flat.grad.zero_()
     return result

@@ -44,7 +44,14 @@ SECTIONS = {
 # Fields whose other value cannot be guessed from their type.
 OTHER_VALUES = {
     "learner__critic__aggregate": {"learner__critic__aggregate": "mean"},
+    "training__noise_color": {"training__noise_color": 1.0},
+    "learner__critic__head": {"learner__critic__head": "hl_gauss"},
     "learner__target_update_period": {"learner__target_update_period": 3, "learner__target_update_rate": None},
+}
+# Settings under which a field acts at all.
+NEEDS = {
+    "learner__critic__num_atoms": {"learner__critic__head": "hl_gauss"},
+    "learner__critic__value_bound": {"learner__critic__head": "hl_gauss"},
 }
 
 
@@ -61,10 +68,6 @@ def nested(config, name):
     for part in name.split("__"):
         config = getattr(config, part)
     return config
-
-
-def with_changes(changes):
-    return change(BASE, **changes)
 
 
 def other_value(name):
@@ -131,9 +134,10 @@ def outcome(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", list(fields()))
 def test_the_field_has_an_effect(name, outcome):
-    changed = with_changes(other_value(name))
-    assert nested(changed, name) != nested(BASE, name)
-    assert outcome(changed) != outcome(BASE)
+    base = change(BASE, **NEEDS.get(name, {}))
+    changed = change(base, **other_value(name))
+    assert nested(changed, name) != nested(base, name)
+    assert outcome(changed) != outcome(base)
 
 
 def test_the_same_configuration_gives_the_same_outcome(outcome):
@@ -148,8 +152,8 @@ def test_the_same_configuration_gives_the_same_outcome(outcome):
 def test_each_learning_rate_reaches_its_own_optimizer_only(field, network, outcome):
     # Pitfall 16: the duals' optimiser built from the policy's settings. One update, so that nothing feeds back.
     first = {"training__total_steps": 13, "training__updates_per_step": 0.5}
-    base = outcome(with_changes(first))
-    changed = outcome(with_changes({**first, f"learner__{field}": 0.5 * getattr(BASE.learner, field)}))
+    base = outcome(change(BASE, **first))
+    changed = outcome(change(BASE, **first, **{f"learner__{field}": 0.5 * getattr(BASE.learner, field)}))
     for name in ("policy", "critic", "duals"):
         assert (base[name] != changed[name]) == (name == network), name
 
@@ -158,7 +162,7 @@ def test_the_penalty_is_independent_of_the_kind_of_bound(outcome):
     # Pitfall 4: all four combinations of the two flags train, each in its own way.
     flags = ("learner__mpo__per_dim_constraining", "learner__mpo__action_penalization")
     outcomes = [
-        outcome(with_changes({flags[0]: per_dimension, flags[1]: penalized}))
+        outcome(change(BASE, **{flags[0]: per_dimension, flags[1]: penalized}))
         for per_dimension in (False, True)
         for penalized in (False, True)
     ]

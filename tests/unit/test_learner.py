@@ -196,7 +196,7 @@ def test_flat_parameters_are_the_modules_parameters():
         learner.duals,
     )
     for name, module in zip(NETWORKS, modules):
-        flat = getattr(learner, f"_{name}")
+        flat = learner.flat[name]
         assert flat.numel() == sum(p.numel() for p in module.parameters())
         flat.copy_(torch.arange(flat.numel(), dtype=torch.float32))
         assert torch.equal(torch.cat([p.detach().flatten() for p in module.parameters()]), flat)
@@ -204,25 +204,25 @@ def test_flat_parameters_are_the_modules_parameters():
     learner.backward(make_batch())
     for name in NETWORKS[:2]:
         collected = torch.cat([p.grad.flatten() for p in getattr(learner, f"online_{name}").parameters()])
-        assert torch.equal(collected, getattr(learner, f"_{name}").grad)
+        assert torch.equal(collected, learner.flat[name].grad)
 
 
 def test_an_update_moves_the_networks_and_clears_the_gradients():
     learner = make_learner()
-    before = {name: getattr(learner, f"_{name}").clone() for name in NETWORKS}
+    before = {name: learner.flat[name].clone() for name in NETWORKS}
     learner.update(make_batch())
     for name in NETWORKS:
-        assert not torch.equal(getattr(learner, f"_{name}"), before[name]), name
+        assert not torch.equal(learner.flat[name], before[name]), name
     for name in ("policy", "critic", "duals"):
-        assert getattr(learner, f"_{name}").grad.abs().max() == 0.0
+        assert learner.flat[name].grad.abs().max() == 0.0
 
 
 def test_duals_are_above_their_floors_after_every_update():
     learner = make_learner()
     with torch.no_grad():
-        learner._duals.fill_(-1e3)
+        learner.flat["duals"].fill_(-1e3)
     learner.update(make_batch())
-    temperatures, multipliers = learner._duals[:2], learner._duals[2:]
+    temperatures, multipliers = learner.flat["duals"][:2], learner.flat["duals"][2:]
     assert temperatures.min() >= MIN_RAW_TEMPERATURE
     assert multipliers.min() >= MIN_RAW_ALPHA
 
@@ -230,22 +230,22 @@ def test_duals_are_above_their_floors_after_every_update():
 def test_polyak_targets():
     learner = make_learner(target_update_rate=0.25)
     for _ in range(3):
-        old = {name: getattr(learner, f"_target_{name}").clone() for name in ("policy", "critic")}
+        old = {name: learner.flat[f"target_{name}"].clone() for name in ("policy", "critic")}
         learner.update(make_batch())
         for name, value in old.items():
-            want = 0.75 * value + 0.25 * getattr(learner, f"_{name}")
-            assert torch.allclose(getattr(learner, f"_target_{name}"), want, atol=1e-7)
+            want = 0.75 * value + 0.25 * learner.flat[name]
+            assert torch.allclose(learner.flat[f"target_{name}"], want, atol=1e-7)
 
 
 def test_hard_targets_are_copied_every_period_and_only_then():
     learner = make_learner(target_update_rate=None, target_update_period=3)
-    old = {name: getattr(learner, f"_target_{name}").clone() for name in ("policy", "critic")}
+    old = {name: learner.flat[f"target_{name}"].clone() for name in ("policy", "critic")}
     for step in range(1, 8):
         learner.update(make_batch())
         for name in old:
             if step % 3 == 0:
-                old[name] = getattr(learner, f"_{name}").clone()
-            assert torch.equal(getattr(learner, f"_target_{name}"), old[name]), (step, name)
+                old[name] = learner.flat[name].clone()
+            assert torch.equal(learner.flat[f"target_{name}"], old[name]), (step, name)
 
 
 def test_the_gradient_norm_is_bounded_for_policy_and_critics_but_not_for_duals():
@@ -254,7 +254,7 @@ def test_the_gradient_norm_is_bounded_for_policy_and_critics_but_not_for_duals()
         learner = make_learner(grad_clip_norm=bound)
         seen = {}
         for name, optimizer in learner.optimizers.items():
-            flat = getattr(learner, f"_{name}")
+            flat = learner.flat[name]
             optimizer.step = lambda name=name, flat=flat: seen.update({name: flat.grad.clone()})
         learner.update(make_batch())
         return seen

@@ -160,10 +160,10 @@ def test_target_critics_not_online_ones_give_the_targets():
     batch = tensors(make_batch())
     state = learner.generator.get_state()
     before = learner.target_pass(batch, 1.0).returns
-    learner._critic += 0.1
+    learner.flat["critic"].add_(0.1)
     learner.generator.set_state(state)
     assert torch.equal(learner.target_pass(batch, 1.0).returns, before)
-    learner._target_critic += 0.1
+    learner.flat["target_critic"].add_(0.1)
     learner.generator.set_state(state)
     assert not torch.allclose(learner.target_pass(batch, 1.0).returns, before)
 

@@ -1,0 +1,152 @@
+"""`ActorCritic`: what every off-policy learner here shares. Optimisers, target networks, checkpoints.
+
+A subclass gives the losses (`backward`). Axes: B sequences, L steps.
+"""
+
+from __future__ import annotations
+
+import abc
+import copy
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mpo_robot.mpo_config import LearnerConfig
+from mpo_robot.networks import flat_gradient, flatten_parameters
+from mpo_robot.replay import SequenceBatch
+
+TARGETS = ("policy", "critic")
+
+
+class TensorBatch(NamedTuple):
+    """A `SequenceBatch` as tensors that share its memory."""
+
+    observation: Tensor  # [B, L + 1, O] normalised
+    action: Tensor  # [B, L, A] as sampled
+    reward: Tensor  # [B, L]
+    terminated: Tensor  # [B, L]
+    behavior_log_prob: Tensor  # [B, L]
+    trace_valid: Tensor  # [B, L]
+    is_transition: Tensor  # [B, L]
+    policy_state: Tensor  # [B, L + 1]
+
+    @staticmethod
+    def of(batch: SequenceBatch) -> TensorBatch:
+        """Tensors over the arrays' memory."""
+        return TensorBatch(*(torch.from_numpy(array) for array in batch))
+
+
+class ActorCritic(abc.ABC):
+    """Policy, critic and dual variables in training.
+
+    Inputs are batches with observations already normalised and rewards in reward units.
+
+    Args:
+        config: Learning rates, gradient bound and the refresh of the target networks.
+        policy: Network that acts.
+        critic: Value networks.
+        duals: Temperatures and multipliers; may have no parameters.
+        seed: Seeds the sampling of actions.
+    """
+
+    def __init__(self, config: LearnerConfig, policy: nn.Module, critic: nn.Module, duals: nn.Module, seed: int):
+        self.config = config
+        self._target_modules = {
+            "policy": copy.deepcopy(policy).requires_grad_(False),
+            "critic": copy.deepcopy(critic).requires_grad_(False),
+        }
+        online = {"policy": policy, "critic": critic, "duals": duals}
+        self._online = {name: flatten_parameters(item) for name, item in online.items() if list(item.parameters())}
+        self._targets = {name: flatten_parameters(module) for name, module in self._target_modules.items()}
+        rates = {
+            "policy": config.learning_rate_policy,
+            "critic": config.learning_rate_critic,
+            "duals": config.learning_rate_duals,
+        }
+        self.optimizers = {
+            name: torch.optim.Adam([flat], lr=rates[name], fused=True) for name, flat in self._online.items()
+        }
+        self.generator = torch.Generator().manual_seed(seed)
+        self.learner_steps = 0
+
+    @abc.abstractmethod
+    def backward(self, batch: SequenceBatch, reward_scale: float = 1.0, want_metrics: bool = False) -> Any:
+        """First half of `update`: all losses, and their gradients in the parameters' `grad`."""
+
+    def update(self, batch: SequenceBatch, reward_scale: float = 1.0, want_metrics: bool = False) -> Any:
+        """One gradient step of critics, policy and duals, then the target networks.
+
+        Args:
+            batch: Sequences with normalised observations.
+            reward_scale: Rewards are divided by it for the critic.
+            want_metrics: Return metrics (costs a few tenths of a millisecond), else None.
+
+        Raises:
+            FloatingPointError: a loss is not finite; the parameters are then still those from before.
+        """
+        metrics = self.backward(batch, reward_scale, want_metrics)
+        self._step()
+        return metrics
+
+    def require_finite(self, loss: Tensor) -> None:
+        """Raise FloatingPointError for a loss that is not finite."""
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"loss is not finite at learner step {self.learner_steps}: {loss.item()}")
+
+    def project(self) -> None:
+        """Bring dual variables back into their range; called after each optimiser step."""
+        return
+
+    @torch.no_grad()
+    def _step(self) -> None:
+        if self.config.grad_clip_norm is not None:
+            for name in ("policy", "critic"):
+                gradient = flat_gradient(self._online[name])
+                norm = torch.linalg.vector_norm(gradient)
+                gradient.mul_((self.config.grad_clip_norm / (norm + 1e-6)).clamp(max=1.0))
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+        for flat in self._online.values():
+            flat_gradient(flat).zero_()
+        self.project()
+        self.learner_steps += 1
+        rate, period = self.config.target_update_rate, self.config.target_update_period
+        if rate is not None:
+            for name, target in self._targets.items():
+                target.lerp_(self._online[name], rate)
+        elif period is not None and self.learner_steps % period == 0:
+            for name, target in self._targets.items():
+                target.copy_(self._online[name])
+
+    @property
+    def flat(self) -> dict[str, Tensor]:
+        """All parameters, one flat tensor each: `policy`, `critic`, `duals`, `target_policy`, `target_critic`."""
+        return self._online | {f"target_{name}": flat for name, flat in self._targets.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers and containers only (loadable with `weights_only=True`)."""
+        return {name: flat.clone() for name, flat in self.flat.items()} | {
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "generator": self.generator.get_state(),
+            "learner_steps": self.learner_steps,
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict` exactly.
+
+        Raises:
+            ValueError: the state belongs to networks of another size.
+        """
+        flats = self.flat
+        for name, flat in flats.items():
+            if name not in state or flat.shape != state[name].shape:
+                found = state[name].numel() if name in state else 0
+                raise ValueError(f"{name} has {flat.numel()} parameters here, {found} in the checkpoint")
+        for name, flat in flats.items():
+            flat.copy_(state[name])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.generator.set_state(state["generator"])
+        self.learner_steps = int(state["learner_steps"])
