@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from typing import Any, cast
 
 import numpy as np
@@ -32,6 +33,7 @@ class TermSpec:
         unit: SI unit as text (`rad`, `rad/s`, `N m`), `1` for dimensionless.
         low: Finite lower bound per scalar in `unit`, or None if unbounded.
         high: Finite upper bound per scalar in `unit`, or None if unbounded.
+        choices: For a discrete command: the number of actions to choose from. The scalar is then their index.
     """
 
     name: str
@@ -39,6 +41,12 @@ class TermSpec:
     unit: str = "1"
     low: tuple[float, ...] | None = None
     high: tuple[float, ...] | None = None
+    choices: int | None = None
+
+    @staticmethod
+    def discrete(name: str, choices: int) -> TermSpec:
+        """The command term of a policy that chooses one of `choices` actions by index."""
+        return TermSpec(name, 1, "index", (0.0,), (choices - 1.0,), choices)
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -56,27 +64,33 @@ class TermSpec:
             object.__setattr__(self, label, tuple(float(x) + 0.0 for x in bound))
         if self.low is not None and self.high is not None and any(lo >= hi for lo, hi in zip(self.low, self.high)):
             raise ConfigError(f"term {self.name!r}: every low must be below its high")
+        if self.choices is not None and (self.size, self.low, self.high) != (1, (0.0,), (self.choices - 1.0,)):
+            raise ConfigError(
+                f"term {self.name!r}: {self.choices} choices need size 1, low 0 and high {self.choices - 1}, "
+                f"got size {self.size}, low {self.low} and high {self.high}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form at full precision."""
+        """JSON-ready form at full precision. Only a discrete term has the key `choices`."""
         return {
             "name": self.name,
             "size": self.size,
             "unit": self.unit,
             "low": None if self.low is None else list(self.low),
             "high": None if self.high is None else list(self.high),
-        }
+        } | ({} if self.choices is None else {"choices": self.choices})
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> TermSpec:
         """Inverse of `to_dict`."""
-        low, high = data.get("low"), data.get("high")
+        low, high, choices = data.get("low"), data.get("high"), data.get("choices")
         return TermSpec(
             name=str(data["name"]),
             size=int(data["size"]),
             unit=str(data.get("unit", "1")),
             low=None if low is None else tuple(float(x) for x in low),
             high=None if high is None else tuple(float(x) for x in high),
+            choices=None if choices is None else int(choices),
         )
 
 
@@ -86,6 +100,7 @@ class PolicySpec:
 
     The learner and the log work with *actions* in [-1, 1] per dimension (before clipping they may lie outside);
     robots and simulators take *commands* in physical units. `to_command` and `to_action` are the affine maps between.
+    A discrete policy has one command term, with `choices`: action and command are then both the index, as a float.
 
     Attributes:
         observation: Ordered observation terms; their sizes add up to `observation_size`.
@@ -112,6 +127,9 @@ class PolicySpec:
                 raise ConfigError(
                     f"command term {term.name!r}: a low and its high are too close or too large for float32"
                 )
+        for vector, discrete in ((self.observation, 0), (self.command, len(self.command) == 1)):
+            if sum(term.choices is not None for term in vector) > discrete:
+                raise ConfigError("only a command of a single term can have choices")
         if not (math.isfinite(self.control_dt) and self.control_dt > 0):
             raise ConfigError(f"control_dt must be a positive number of seconds, got {self.control_dt}")
         object.__setattr__(self, "control_dt", float(self.control_dt))
@@ -125,6 +143,11 @@ class PolicySpec:
     def action_size(self) -> int:
         """A, the length of the flat action (and command) vector."""
         return sum(term.size for term in self.command)
+
+    @property
+    def num_actions(self) -> int | None:
+        """K, the number of actions a discrete policy chooses from; None for continuous commands."""
+        return self.command[0].choices
 
     @cached_property
     def command_low(self) -> npt.NDArray[np.float32]:
@@ -147,13 +170,21 @@ class PolicySpec:
         return ((self.command_high - self.command_low) / 2).astype(np.float32)
 
     def to_command(self, action: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        """Physical command for an action [..., A]: clipped to [-1, 1], then scaled to the command bounds."""
+        """Physical command for an action [..., A]: clipped to [-1, 1], then scaled to the command bounds.
+
+        For discrete policies the nearest index.
+        """
+        if self.num_actions is not None:
+            index = np.rint(np.asarray(action, np.float32))
+            return np.minimum(np.maximum(index, self.command_low), self.command_high)
         clipped = np.minimum(np.maximum(np.asarray(action, np.float32), np.float32(-1)), np.float32(1))
         command = self.command_center + self.command_half_range * clipped
         return np.minimum(np.maximum(command, self.command_low), self.command_high)
 
     def to_action(self, command: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Action for a physical command [..., A]; not clipped, so that a command outside the bounds stays visible."""
+        if self.num_actions is not None:
+            return np.asarray(command, np.float32)
         action = (np.asarray(command, np.float32) - self.command_center) / self.command_half_range
         return action.astype(np.float32, copy=False)
 
@@ -198,8 +229,10 @@ class PolicySpec:
         Raises:
             SpecMismatchError: they differ; the text names the first differing field and both values.
         """
-        # Both sides list the same fields in the same order up to the first that differs.
-        for (path, mine), (_, yours) in zip(_leaves(self.to_dict()), _leaves(other.to_dict())):
+        # Both sides list the same fields in the same order up to the first that differs. Only one may have `choices`.
+        both = zip_longest(_leaves(self.to_dict()), _leaves(other.to_dict()), fillvalue=("", None))
+        for (mine_path, mine), (path, yours) in both:
+            path = path or mine_path
             if mine != yours:
                 raise SpecMismatchError(
                     f"policy spec differs at {path}: {ours} has {mine!r}, {theirs} has {yours!r}. "

@@ -16,6 +16,7 @@ ARM = PolicySpec(
     command=(TermSpec("shoulder", 1, "N m", (-2.0,), (6.0,)), TermSpec("elbow", 1, "N m", (0.1,), (0.3,))),
     control_dt=0.02,
 )
+GAME = PolicySpec((TermSpec("position", 2, "m"),), (TermSpec.discrete("push", 3),), 0.1)
 # Changing this value breaks every policy and log that exists: raise SPEC_SCHEMA_VERSION and write a migration note.
 ARM_HASH = "e1d3a9539adf1919de7ded47f5c9e68c6e1d4887f34faa46259132bd3ee88744"
 
@@ -120,6 +121,34 @@ def test_nan_is_passed_on_and_not_hidden():
     assert np.isnan(ARM.to_action([math.nan, 0.0]))[0]
 
 
+def test_a_discrete_spec_says_how_many_actions_there_are():
+    assert ARM.num_actions is None
+    assert (GAME.num_actions, GAME.action_size) == (3, 1)
+    assert "choices" not in ARM.to_dict()["command"][0]
+    assert GAME.to_dict()["command"][0]["choices"] == 3
+    copy = PolicySpec.from_dict(json.loads(json.dumps(GAME.to_dict())))
+    assert copy == GAME
+    assert copy.spec_hash == GAME.spec_hash
+
+
+def test_actions_and_commands_of_a_discrete_spec_are_indices():
+    np.testing.assert_array_equal(
+        GAME.to_command([[-4.0], [0.4], [1.0], [1.6], [2.0], [9.0]]).ravel(), [0, 0, 1, 2, 2, 2]
+    )
+    assert GAME.to_command([1]).dtype == GAME.to_action([1]).dtype == np.float32
+    np.testing.assert_array_equal(GAME.to_action([2.0]), [2.0])
+    assert np.isnan(GAME.to_command([math.nan]))[0]
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_an_index_is_not_a_continuous_command_of_the_same_range(flip):
+    term = TermSpec("push", 1, "index", (0.0,), (2.0,))
+    pair = GAME, dataclasses.replace(GAME, command=(term,))
+    assert pair[0].spec_hash != pair[1].spec_hash
+    with pytest.raises(SpecMismatchError, match=r"command\[0\]\.choices"):
+        pair[flip].require_same(pair[not flip])
+
+
 def test_batches_keep_their_shape():
     actions = np.linspace(-1, 1, 12).reshape(3, 2, 2)
     commands = ARM.to_command(actions)
@@ -136,6 +165,10 @@ def test_batches_keep_their_shape():
         (lambda: TermSpec("x", 1, low=(1.0,), high=(1.0,)), "every low must be below its high"),
         (lambda: TermSpec("x", 1, low=(-math.inf,)), "low must be finite"),
         (lambda: TermSpec("x", 1, high=(math.nan,)), "high must be finite"),
+        (lambda: TermSpec.discrete("x", 1), "every low must be below its high"),
+        (lambda: TermSpec("x", 1, low=(0.0,), high=(3.0,), choices=3), "need size 1, low 0 and high 2"),
+        (lambda: dataclasses.replace(GAME, command=(*GAME.command, *ARM.command)), "of a single term can have choices"),
+        (lambda: dataclasses.replace(GAME, observation=GAME.command), "of a single term can have choices"),
         (lambda: with_command(low=None), "needs finite low and high"),
         (lambda: with_command(low=(1.0,), high=(1.0 + 1e-12,)), "too close or too large for float32"),
         (lambda: with_command(low=(-1e300,)), "too close or too large for float32"),
