@@ -1,0 +1,1 @@
+"""Tasks with discrete actions: Gymnasium's classic control, MinAtar and Atari games."""
