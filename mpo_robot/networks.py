@@ -85,7 +85,8 @@ class CriticConfig:
         return 1 if self.head == "scalar" else self.num_atoms
 
 
-def _hidden(in_size: int, sizes: tuple[int, ...], layer_norm: bool) -> list[nn.Module]:
+def hidden_layers(in_size: int, sizes: tuple[int, ...], layer_norm: bool) -> list[nn.Module]:
+    """Linear, LayerNorm if wanted, and ReLU for each width."""
     layers: list[nn.Module] = []
     for size in sizes:
         layers.append(nn.Linear(in_size, size))
@@ -102,7 +103,7 @@ class GaussianPolicy(nn.Module):
     def __init__(self, observation_size: int, action_size: int, config: PolicyConfig) -> None:
         super().__init__()
         self.config = config
-        self.torso = nn.Sequential(*_hidden(observation_size, config.hidden_sizes, config.layer_norm))
+        self.torso = nn.Sequential(*hidden_layers(observation_size, config.hidden_sizes, config.layer_norm))
         self.head = nn.Linear(config.hidden_sizes[-1], 2 * action_size)
         with torch.no_grad():
             self.head.weight.mul_(0.01)
@@ -130,7 +131,7 @@ class Critic(nn.Module):
             for parameter in (self.observation_in.weight, self.observation_in.bias, self.action_in.weight):
                 parameter.uniform_(-bound, bound)
         tail: list[nn.Module] = [nn.LayerNorm(first)] if config.layer_norm else []
-        tail += [nn.ReLU(inplace=True), *_hidden(first, tuple(rest), config.layer_norm)]
+        tail += [nn.ReLU(inplace=True), *hidden_layers(first, tuple(rest), config.layer_norm)]
         self.tail = nn.Sequential(*tail, nn.Linear(config.hidden_sizes[-1], config.outputs))
         self.atoms: Tensor | None = None
         if config.head != "scalar":
