@@ -58,6 +58,16 @@ class Duals(nn.Module):
         return functional.softplus(self.raw_alpha_stddev) + FLOOR
 
     @torch.no_grad()
+    def set_temperatures_(self, temperatures: Tensor) -> None:
+        """Write the temperature, and the penalty's if there are two, from positive values [1] or [2]."""
+        # softplus^-1(x) = x + log(1 - exp(-x)), which for large x is x itself.
+        values = (temperatures - FLOOR).clamp(min=FLOOR)
+        raw = values + torch.log(-torch.expm1(-values))
+        self.raw_temperature.copy_(raw[:1])
+        if len(raw) > 1:
+            self.raw_penalty_temperature.copy_(raw[1:])
+
+    @torch.no_grad()
     def clamp_(self) -> None:
         """Projection after each optimiser step."""
         for parameter in (self.raw_temperature, self.raw_penalty_temperature):

@@ -14,9 +14,10 @@ from torch.nn import functional
 from mpo_robot.actor_critic import ActorCritic, TensorBatch
 from mpo_robot.duals import Duals
 from mpo_robot.losses.estep import EStep, nonparametric_estep, out_of_bounds_cost
+from mpo_robot.losses.exact_dual import exact_temperature
 from mpo_robot.losses.gaussian import entropy, log_prob
 from mpo_robot.losses.mstep import Gaussian, MStep, decoupled_mstep, noise_moments
-from mpo_robot.losses.returns import off_policy_returns, trace_coefficients
+from mpo_robot.losses.returns import Traces, n_step, off_policy_returns, retrace, td_lambda, td_zero
 from mpo_robot.mpo_config import LearnerConfig
 from mpo_robot.networks import CriticEnsemble, GaussianPolicy
 from mpo_robot.replay import SequenceBatch
@@ -101,11 +102,12 @@ class Learner(ActorCritic):
     ) -> tuple[MStep, Tensor, EStep]:
         """M-step, sum of all dual losses, and E-step of the task objective."""
         mpo, duals = self.config.mpo, self.duals
-        estep = nonparametric_estep(target.q_values, duals.temperature, mpo.epsilon, state_weights)
+        cost = out_of_bounds_cost(target.actions) if mpo.action_penalization else None
+        temperature, penalty_temperature = self._temperatures(target.q_values, cost, state_weights)
+        estep = nonparametric_estep(target.q_values, temperature, mpo.epsilon, state_weights)
         weights, objectives, loss_duals = estep.normalized_weights, 1.0, estep.loss_temperature
-        if mpo.action_penalization:
-            cost = out_of_bounds_cost(target.actions)
-            penalty = nonparametric_estep(cost, duals.penalty_temperature, mpo.epsilon_penalty, state_weights)
+        if cost is not None:
+            penalty = nonparametric_estep(cost, penalty_temperature, mpo.epsilon_penalty, state_weights)
             # A second objective with weights that sum to 1 of their own: the likelihood terms weigh 2 in total.
             weights, objectives = weights + penalty.normalized_weights, 2.0
             loss_duals = loss_duals + penalty.loss_temperature
@@ -121,6 +123,20 @@ class Learner(ActorCritic):
         )
         return mstep, loss_duals + mstep.penalty_mean.loss_alpha + mstep.penalty_stddev.loss_alpha, estep
 
+    def _temperatures(self, q_values: Tensor, cost: Tensor | None, state_weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Temperatures of the task objective and of the penalty; only learned ones take part in the dual loss.
+
+        Others are written to the dual variables, so that metrics and checkpoints show them.
+        """
+        mpo, duals = self.config.mpo, self.duals
+        if mpo.temperature_update == "exact":
+            values = q_values.unsqueeze(0) if cost is None else torch.stack([q_values, cost])
+            bounds = torch.tensor([mpo.epsilon, mpo.epsilon_penalty])[: len(values)]
+            duals.set_temperatures_(exact_temperature(values, bounds, state_weights))
+        if mpo.temperature_update != "learned":
+            return duals.temperature.detach(), duals.penalty_temperature.detach()
+        return duals.temperature, duals.penalty_temperature
+
     @torch.no_grad()
     def target_pass(self, batch: TensorBatch, reward_scale: float) -> TargetPass:
         """Sample actions, value them, and form the Retrace targets, for a batch with normalised observations."""
@@ -134,19 +150,25 @@ class Learner(ActorCritic):
         values = self.target_critic.target_values(observation, torch.cat([actions, taken]).clamp_(-1.0, 1.0))
         q_values, q_taken = values[:-1], values[-1].view(sequences, steps + 1)[:, :-1]
         value = q_values.mean(dim=0).view(sequences, steps + 1)
+        discount_t = self.config.discount * (1.0 - batch.terminated)
+        traces = self._traces(batch, policy, value[:, 1:], q_taken)
+        returns = off_policy_returns(batch.reward / reward_scale, discount_t, value[:, 1:], *traces)
+        return TargetPass(policy, noise, actions, q_values, returns, traces.coefficients)
+
+    def _traces(self, batch: TensorBatch, policy: Gaussian, next_value: Tensor, q_taken: Tensor) -> Traces:
+        """The configured estimator of returns, for all but the last state of each sequence."""
+        config = self.config
+        valid = (batch.trace_valid > 0) & (batch.is_transition > 0)
+        if config.returns == "td_zero":
+            return td_zero(next_value)
+        if config.returns == "td_lambda":
+            return td_lambda(next_value, valid, config.retrace_lambda)
+        if config.returns == "n_step":
+            return n_step(next_value, valid, config.return_horizon or batch.reward.shape[1])
+        sequences, steps = batch.reward.shape
         before = Gaussian(*(item.view(sequences, steps + 1, -1)[:, :-1] for item in policy))
         log_rhos = log_prob(before.mean, before.stddev, batch.action) - batch.behavior_log_prob
-        valid = (batch.trace_valid > 0) & (batch.is_transition > 0)
-        coefficients = trace_coefficients(log_rhos, valid, self.config.retrace_lambda)
-        discount_t = self.config.discount * (1.0 - batch.terminated)
-        returns = off_policy_returns(
-            batch.reward / reward_scale,
-            discount_t,
-            value[:, 1:],
-            q_taken,
-            coefficients,
-        )
-        return TargetPass(policy, noise, actions, q_values, returns, coefficients)
+        return retrace(q_taken, log_rhos, valid, config.retrace_lambda, config.return_horizon)
 
     def critic_loss(self, batch: TensorBatch, returns: Tensor) -> Tensor:
         """Mean loss of all critics against the targets over the rows that are transitions."""

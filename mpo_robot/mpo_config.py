@@ -7,6 +7,11 @@ from dataclasses import dataclass, field
 from mpo_robot.networks import CriticConfig, PolicyConfig
 
 
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
 @dataclass(frozen=True)
 class MPOConfig:
     """E-step and M-step.
@@ -19,6 +24,9 @@ class MPOConfig:
         per_dim_constraining: One bound and multiplier per action dimension, or one for their sum.
         action_penalization: Add the out-of-bounds objective that keeps the policy's mass inside [-1, 1].
         epsilon_penalty: E-step bound of that objective, nats.
+        temperature_update: How the E-step finds its temperature. `learned`: one gradient step on the dual per update;
+            `exact`: the dual's minimum for each batch; `fixed`: stays `init_temperature` (the soft form, a regulariser
+            instead of a bound; `epsilon` then has no effect).
         init_temperature: Initial temperatures (values, not raw parameters).
         init_alpha_mean: Initial multiplier of the mean's KL.
         init_alpha_stddev: Initial multiplier of the standard deviation's KL.
@@ -31,6 +39,7 @@ class MPOConfig:
     per_dim_constraining: bool = True
     action_penalization: bool = True
     epsilon_penalty: float = 0.001
+    temperature_update: str = "learned"
     init_temperature: float = 1.0
     init_alpha_mean: float = 1.0
     init_alpha_stddev: float = 10.0
@@ -40,6 +49,7 @@ class MPOConfig:
             raise ValueError(
                 f"num_samples must be at least 2 (the weights of one sample carry nothing), got {self.num_samples}"
             )
+        _one_of("temperature_update", self.temperature_update, ("learned", "exact", "fixed"))
         for name in (
             "epsilon",
             "epsilon_mean",
@@ -59,7 +69,11 @@ class LearnerConfig:
 
     Attributes:
         discount: Discount per control step.
-        retrace_lambda: Lambda of the Retrace trace; 0 gives one-step expected targets.
+        returns: Estimator of the critic's targets: `retrace`, or without importance ratios `td_lambda` and `n_step`
+            (biased off-policy), or `td_zero`.
+        retrace_lambda: Lambda of `retrace` and `td_lambda`; 0 gives one-step expected targets.
+        return_horizon: n of `n_step`; for `retrace` the number of steps after which a return is bootstrapped. None:
+            as many as the sequence holds.
         sequence_length: Steps per sampled sequence.
         batch_sequences: Sequences per update; `batch_sequences * sequence_length` transitions.
         learning_rate_policy: Adam's step size for the policy.
@@ -76,7 +90,9 @@ class LearnerConfig:
     critic: CriticConfig = field(default_factory=CriticConfig)
     mpo: MPOConfig = field(default_factory=MPOConfig)
     discount: float = 0.99
+    returns: str = "retrace"
     retrace_lambda: float = 0.95
+    return_horizon: int | None = None
     sequence_length: int = 8
     batch_sequences: int = 16
     learning_rate_policy: float = 1e-3
@@ -90,6 +106,11 @@ class LearnerConfig:
     def __post_init__(self) -> None:
         if (self.target_update_period is None) == (self.target_update_rate is None):
             raise ValueError("set exactly one of target_update_period and target_update_rate, and the other to null")
+        _one_of("returns", self.returns, ("retrace", "td_lambda", "n_step", "td_zero"))
+        if self.return_horizon is not None and self.return_horizon < 1:
+            raise ValueError(f"return_horizon must be at least 1 or null, got {self.return_horizon}")
+        if self.return_horizon is not None and self.returns not in ("retrace", "n_step"):
+            raise ValueError(f"return_horizon has no effect with returns: {self.returns}; set it to null")
         if not 0.0 < self.discount <= 1.0:
             raise ValueError(f"discount must be in (0, 1], got {self.discount}")
         if not 0.0 <= self.retrace_lambda <= 1.0:

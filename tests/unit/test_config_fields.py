@@ -46,6 +46,9 @@ OTHER_VALUES = {
     "learner__critic__aggregate": {"learner__critic__aggregate": "mean"},
     "training__noise_color": {"training__noise_color": 1.0},
     "learner__critic__head": {"learner__critic__head": "hl_gauss"},
+    "learner__mpo__temperature_update": {"learner__mpo__temperature_update": "exact"},
+    "learner__returns": {"learner__returns": "td_lambda"},
+    "learner__return_horizon": {"learner__return_horizon": 2},
     "learner__target_update_period": {"learner__target_update_period": 3, "learner__target_update_rate": None},
 }
 # Settings under which a field acts at all.

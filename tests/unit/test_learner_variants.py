@@ -1,0 +1,79 @@
+"""The learner's settings that choose among estimators and E-step forms use the function they name."""
+
+import pytest
+import torch
+
+from mpo_robot.losses.returns import n_step, off_policy_returns, td_lambda, td_zero
+from mpo_robot.mpo_config import LearnerConfig, MPOConfig
+from tests.support.learning import make_batch, make_learner, tensors
+
+
+@pytest.mark.parametrize(
+    ("settings", "traces"),
+    [
+        ({"returns": "td_zero"}, lambda v, valid: td_zero(v)),
+        ({"returns": "td_lambda", "retrace_lambda": 0.6}, lambda v, valid: td_lambda(v, valid, 0.6)),
+        ({"returns": "n_step", "return_horizon": 2}, lambda v, valid: n_step(v, valid, 2)),
+        ({"returns": "n_step"}, lambda v, valid: n_step(v, valid, 3)),
+    ],
+)
+def test_returns_are_those_of_the_named_estimator(settings, traces):
+    learner, batch = make_learner(**settings), tensors(make_batch())
+    target = learner.target_pass(batch, reward_scale=2.0)
+    sequences, steps = batch.reward.shape
+    next_value = target.q_values.mean(dim=0).view(sequences, steps + 1)[:, 1:]
+    valid = batch.trace_valid * batch.is_transition
+    discount = learner.config.discount * (1 - batch.terminated)
+    expected = off_policy_returns(batch.reward / 2.0, discount, next_value, *traces(next_value, valid))
+    torch.testing.assert_close(target.returns, expected)
+
+
+def test_a_horizon_of_one_makes_retrace_the_one_step_target():
+    batch = tensors(make_batch())
+    results = []
+    for settings in ({"returns": "td_zero"}, {"return_horizon": 1}, {"retrace_lambda": 0.0}):
+        results.append(make_learner(**settings).target_pass(batch, 1.0).returns)
+    torch.testing.assert_close(results[0], results[1])
+    torch.testing.assert_close(results[0], results[2])
+
+
+def test_the_exact_temperature_spends_the_whole_bound():
+    learner = make_learner(mpo__temperature_update="exact", mpo__num_samples=64)
+    before = learner.duals.raw_alpha_mean.clone()
+    metrics = learner.update(make_batch(), want_metrics=True)
+    assert metrics is not None
+    assert metrics.kl_q_rel == pytest.approx(1.0, abs=1e-3)
+    assert metrics.temperature == pytest.approx(learner.duals.temperature.item())
+    assert not torch.equal(before, learner.duals.raw_alpha_mean)  # the multipliers are learned all the same
+
+
+def test_a_fixed_temperature_stays_what_it_was():
+    learner = make_learner(mpo__temperature_update="fixed", mpo__init_temperature=0.3)
+    for _ in range(3):
+        learner.update(make_batch())
+    assert learner.duals.temperature.item() == pytest.approx(0.3)
+    assert learner.duals.penalty_temperature.item() == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("value", [1e-6, 1e-3, 0.7, 20.0, 500.0])
+def test_temperatures_can_be_written(value):
+    duals = make_learner().duals
+    duals.set_temperatures_(torch.tensor([value, 2 * value]))
+    assert duals.temperature.item() == pytest.approx(value, rel=1e-4)
+    assert duals.penalty_temperature.item() == pytest.approx(2 * value, rel=1e-4)
+    duals.set_temperatures_(torch.tensor([value]))
+    assert duals.penalty_temperature.item() == pytest.approx(2 * value, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "text"),
+    [
+        (MPOConfig, {"temperature_update": "newton"}, "one of learned, exact, fixed"),
+        (LearnerConfig, {"returns": "gae"}, "one of retrace, td_lambda, n_step, td_zero"),
+        (LearnerConfig, {"return_horizon": 0}, "at least 1"),
+        (LearnerConfig, {"returns": "td_zero", "return_horizon": 3}, "no effect"),
+    ],
+)
+def test_bad_settings_are_refused(config, settings, text):
+    with pytest.raises(ValueError, match=text):
+        config(**settings)
