@@ -26,11 +26,36 @@ class SampledAction(NamedTuple):
     log_prob: float
 
 
+Layers = list[tuple[type[nn.Module], list[FloatArray]]]
+
+
+def layers_of(torso: nn.Sequential) -> Layers:
+    """Kind and parameters (views) of each layer of a torso of Linear, LayerNorm and ReLU."""
+    return [(type(layer), [p.detach().numpy() for p in layer.parameters()]) for layer in torso]
+
+
+def run_layers(layers: Layers, observation: FloatArray) -> FloatArray:
+    """Output [H] of a torso for one observation [O]."""
+    hidden = observation
+    for kind, parameters in layers:
+        if kind is nn.Linear:
+            hidden = parameters[0] @ hidden
+            hidden += parameters[1]
+        elif kind is nn.LayerNorm:
+            hidden -= hidden.mean()
+            hidden *= 1.0 / math.sqrt(float(hidden @ hidden) / len(hidden) + 1e-5)
+            hidden *= parameters[0]
+            hidden += parameters[1]
+        else:
+            np.maximum(hidden, 0.0, out=hidden)
+    return hidden
+
+
 class NumpyActor:
     """Evaluates a `GaussianPolicy` on one normalised observation [O] at a time."""
 
     def __init__(self, policy: GaussianPolicy) -> None:
-        self._layers = [(type(layer), [p.detach().numpy() for p in layer.parameters()]) for layer in policy.torso]
+        self._layers = layers_of(policy.torso)
         self._head_weight = policy.head.weight.detach().numpy()
         self._head_bias = policy.head.bias.detach().numpy()
         self._min_stddev = policy.config.min_stddev
@@ -38,18 +63,7 @@ class NumpyActor:
 
     def distribution(self, observation: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Mean and standard deviation, each [A]."""
-        hidden = observation
-        for kind, parameters in self._layers:
-            if kind is nn.Linear:
-                hidden = parameters[0] @ hidden
-                hidden += parameters[1]
-            elif kind is nn.LayerNorm:
-                hidden -= hidden.mean()
-                hidden *= 1.0 / math.sqrt(float(hidden @ hidden) / len(hidden) + 1e-5)
-                hidden *= parameters[0]
-                hidden += parameters[1]
-            else:
-                np.maximum(hidden, 0.0, out=hidden)
+        hidden = run_layers(self._layers, observation)
         mean, raw_stddev = np.split(self._head_weight @ hidden + self._head_bias, 2)
         mean = np.tanh(mean) if self._tanh_mean else mean
         return mean, np.logaddexp(raw_stddev, np.float32(0.0)) + np.float32(self._min_stddev)
@@ -63,7 +77,12 @@ class NumpyActor:
         return SampledAction(action, -float(density) - _HALF_LOG_TWO_PI * len(mean))
 
 
-def uniform_action(action_size: int, rng: np.random.Generator) -> SampledAction:
-    """Uniform over [-1, 1]^A, with its exact log density -A log 2. Used before the first policy update."""
+def uniform_action(action_size: int, rng: np.random.Generator, num_actions: int | None = None) -> SampledAction:
+    """Uniform over [-1, 1]^A, with its exact log density -A log 2; or over `num_actions` indices.
+
+    Used before the first policy update.
+    """
+    if num_actions is not None:
+        return SampledAction(np.array([rng.integers(num_actions)], np.float32), -math.log(num_actions))
     action = rng.uniform(-1.0, 1.0, action_size).astype(np.float32)
     return SampledAction(action, -action_size * math.log(2.0))

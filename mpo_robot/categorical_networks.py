@@ -82,6 +82,7 @@ class CategoricalPolicy(nn.Module):
     def __init__(self, interface: Interface, config: CategoricalConfig, policy: PolicyConfig) -> None:
         super().__init__()
         self.interface = interface
+        self.is_mlp = config.torso == "mlp"
         self.scale = 1.0 / config.observation_scale
         self.torso = make_torso(interface, config, policy.hidden_sizes, policy.layer_norm)
         self.head = nn.Linear(policy.hidden_sizes[-1], interface.num_actions)

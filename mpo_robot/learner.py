@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mpo_robot.acting import NumpyActor
 from mpo_robot.actor_critic import ActorCritic, TensorBatch
 from mpo_robot.duals import Duals
 from mpo_robot.losses.estep import EStep, nonparametric_estep, out_of_bounds_cost
 from mpo_robot.losses.exact_dual import exact_temperature
 from mpo_robot.losses.gaussian import entropy, log_prob
 from mpo_robot.losses.mstep import Gaussian, MStep, decoupled_mstep, noise_moments
-from mpo_robot.losses.returns import Traces, n_step, off_policy_returns, retrace, td_lambda, td_zero
+from mpo_robot.losses.returns import off_policy_returns
 from mpo_robot.mpo_config import LearnerConfig
 from mpo_robot.networks import CriticEnsemble, GaussianPolicy
 from mpo_robot.replay import SequenceBatch
+from mpo_robot.return_estimator import configured_traces
 
 
 class TargetPass(NamedTuple):
@@ -65,6 +67,9 @@ class Metrics(NamedTuple):
 class Learner(ActorCritic):
     """MPO. Inputs are batches with observations already normalised and rewards in reward units."""
 
+    metric_names = Metrics._fields
+    online_policy: GaussianPolicy
+
     def __init__(self, observation_size: int, action_size: int, config: LearnerConfig, seed: int) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -74,6 +79,10 @@ class Learner(ActorCritic):
         super().__init__(config, self.online_policy, self.online_critic, self.duals, seed)
         self.target_policy = cast(GaussianPolicy, self._target_modules["policy"])
         self.target_critic = cast(CriticEnsemble, self._target_modules["critic"])
+
+    def actor(self) -> NumpyActor:
+        """The Gaussian in NumPy."""
+        return NumpyActor(self.online_policy)
 
     def project(self) -> None:
         """Keep the dual variables in their range."""
@@ -151,24 +160,11 @@ class Learner(ActorCritic):
         q_values, q_taken = values[:-1], values[-1].view(sequences, steps + 1)[:, :-1]
         value = q_values.mean(dim=0).view(sequences, steps + 1)
         discount_t = self.config.discount * (1.0 - batch.terminated)
-        traces = self._traces(batch, policy, value[:, 1:], q_taken)
+        before = Gaussian(*(item.view(sequences, steps + 1, -1)[:, :-1] for item in policy))
+        log_probs = log_prob(before.mean, before.stddev, batch.action)
+        traces = configured_traces(self.config, batch, log_probs, value[:, 1:], q_taken)
         returns = off_policy_returns(batch.reward / reward_scale, discount_t, value[:, 1:], *traces)
         return TargetPass(policy, noise, actions, q_values, returns, traces.coefficients)
-
-    def _traces(self, batch: TensorBatch, policy: Gaussian, next_value: Tensor, q_taken: Tensor) -> Traces:
-        """The configured estimator of returns, for all but the last state of each sequence."""
-        config = self.config
-        valid = (batch.trace_valid > 0) & (batch.is_transition > 0)
-        if config.returns == "td_zero":
-            return td_zero(next_value)
-        if config.returns == "td_lambda":
-            return td_lambda(next_value, valid, config.retrace_lambda)
-        if config.returns == "n_step":
-            return n_step(next_value, valid, config.return_horizon or batch.reward.shape[1])
-        sequences, steps = batch.reward.shape
-        before = Gaussian(*(item.view(sequences, steps + 1, -1)[:, :-1] for item in policy))
-        log_rhos = log_prob(before.mean, before.stddev, batch.action) - batch.behavior_log_prob
-        return retrace(q_taken, log_rhos, valid, config.retrace_lambda, config.return_horizon)
 
     def critic_loss(self, batch: TensorBatch, returns: Tensor) -> Tensor:
         """Mean loss of all critics against the targets over the rows that are transitions."""
