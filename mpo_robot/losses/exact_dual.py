@@ -56,8 +56,6 @@ def exact_temperature(
     values = q_values.unsqueeze(0) if q_values.ndim == 2 else q_values
     if values.ndim != 3 or state_weights.shape != values.shape[2:]:
         raise ValueError(f"need q_values [(K,) N, S], state_weights [S], got {q_values.shape}, {state_weights.shape}")
-            f"need q_values [(K,) N, S] and state_weights [S], got {q_values.shape}, {state_weights.shape}"
-        )
     if log_prior is not None and log_prior.shape not in (values.shape, values.shape[1:]):
         raise ValueError(f"log_prior must have the shape of q_values {q_values.shape}, got {log_prior.shape}")
     if isinstance(epsilon, float | int) and not epsilon > 0.0:
