@@ -39,6 +39,9 @@ TASKS = (
     "dm_control:cheetah-run",
     "dm_control:humanoid-run",
     "gymnasium:HalfCheetah-v4",
+    "gymnasium:Hopper-v4",
+    "gymnasium:Walker2d-v4",
+    "gymnasium:Ant-v4",
     "gymnasium:Humanoid-v4",
 )
 DELAYS = (

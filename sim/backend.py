@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import mujoco
 import numpy as np
@@ -22,14 +22,9 @@ from mpo_robot.types import FloatArray
 BAD_STATE = slice(int(mujoco.mjtWarning.mjWARN_BADQPOS), int(mujoco.mjtWarning.mjWARN_BADQACC) + 1)
 
 
-class PeriodResult(NamedTuple):
-    """What one control period returns: `StepResult` without randomisation of the observation."""
-
-    observation: FloatArray
-    reward: float
-    terminated: bool
-    truncated: bool
-    info: dict[str, Any]
+# What one control period returns: the fields of `StepResult`, before randomisation of the observation. A plain tuple,
+# for it is made and taken apart at every step.
+PeriodResult: TypeAlias = tuple[FloatArray, float, bool, bool, dict[str, Any]]
 
 
 class Backend(abc.ABC):

@@ -94,7 +94,7 @@ class DmControlBackend(Backend):
         discount = task.get_termination(physics)
         ended = discount is not None
         observation = self.observe() if self.wants_observation else _NOTHING
-        return PeriodResult(observation, reward, ended and discount == 0.0, ended and discount != 0.0, {})
+        return observation, reward, ended and discount == 0.0, ended and discount != 0.0, {}
 
     def write_control(self, command: FloatArray) -> None:
         """Let the task place the command."""

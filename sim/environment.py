@@ -37,11 +37,8 @@ class SimEnvironment:
         self._period_dt = backend.physics_steps * backend.physics_dt
         self._spec = build_spec(backend.model, backend.observation_terms, self._period_dt * config.action_repeat)
         self._period_limit = self._limit()
-        self._low, self._high = self._spec.command_low, self._spec.command_high
-        self._center, self._half = self._spec.command_center, self._spec.command_half_range
-        self._shape = (self._spec.action_size,)
-        self._one = np.ones(self._shape, np.float32)
-        self._minus_one = -self._one
+        self._prepare_scaling()
+        self._further_periods = range(config.action_repeat - 1)
         self._fields = ModelFields(backend.model)
         self._warnings = backend.data.warning.number[BAD_STATE]
         randomization = config.randomization or RandomizationConfig()
@@ -57,6 +54,21 @@ class SimEnvironment:
         if self._config.time_limit_s is not None:
             return max(1, math.ceil(self._config.time_limit_s / self._period_dt - 1e-9))
         return math.inf if self._backend.episode_periods is None else self._backend.episode_periods
+
+    def _prepare_scaling(self) -> None:
+        """What `step` needs to do `PolicySpec.to_command` in the fewest NumPy calls: they cost as much as physics.
+
+        Rounding keeps order: if the ends of [-1, 1] become commands within the bounds, so does all between them.
+        """
+        spec = self._spec
+        self._low, self._high = spec.command_low, spec.command_high
+        self._center, self._half = spec.command_center, spec.command_half_range
+        self._shape = (spec.action_size,)
+        self._one = np.ones(self._shape, np.float32)
+        self._minus_one = -self._one
+        self._unscaled = bool(np.all(self._center == 0) and np.all(self._half == 1))
+        ends = self._center - self._half, self._center + self._half
+        self._within = bool(np.all(ends[0] >= self._low) and np.all(ends[1] <= self._high))
 
     @property
     def spec(self) -> PolicySpec:
@@ -128,9 +140,12 @@ class SimEnvironment:
         action = np.asarray(action, np.float32)
         if action.shape != self._shape:
             raise ValueError(f"action must have shape {self._shape}, got {action.shape}")
-        # `PolicySpec.to_command` in cheaper calls; NaN survives minimum and maximum.
-        command = self._center + self._half * np.minimum(np.maximum(action, self._minus_one), self._one)
-        return self.step_command(np.minimum(np.maximum(command, self._low), self._high))
+        command = np.minimum(np.maximum(action, self._minus_one), self._one)  # NaN survives both
+        if not self._unscaled:
+            command = self._center + self._half * command
+            if not self._within:
+                command = np.minimum(np.maximum(command, self._low), self._high)
+        return self.step_command(command)
 
     def step_command(self, command: FloatArray) -> StepResult:
         """`step` with a physical command: float32 [A] within the bounds of the spec.
@@ -143,19 +158,19 @@ class SimEnvironment:
             raise RuntimeError("the episode has ended (or none was started): call reset first")
         if math.isnan(command.dot(command)):
             raise ValueError(f"the action holds NaN: command {command}")
-        result = self._one_period(command)
-        for _ in range(self._config.action_repeat - 1):
+        randomizer = self._randomizer
+        if randomizer is not None:
+            randomizer.before_period()
+        result = self.finish_period(self._backend.step(command))
+        for _ in self._further_periods:
             if self._ended:
                 break
+            if randomizer is not None:
+                randomizer.before_period()
             earlier = result.reward
-            result = self._one_period(command)
+            result = self.finish_period(self._backend.step(command))
             result = result._replace(reward=earlier + result.reward)
         return result
-
-    def _one_period(self, command: FloatArray) -> StepResult:
-        if self._randomizer is not None:
-            self._randomizer.before_period()
-        return self.finish_period(self._backend.step(command))
 
     def finish_period(self, result: PeriodResult) -> StepResult:
         """Count a control period, look for divergence and the time limit, and turn the state into a reading."""

@@ -22,6 +22,9 @@ from mpo_robot.types import FloatArray
 from sim.backend import Backend, PeriodResult, plain_attributes, quiet_loading
 
 _CONSTANT = frozenset({"fullpath", "width", "height", "init_qpos", "init_qvel", "frame_skip", "render_mode"})
+# Classes whose observation is joint positions and velocities as they are, unless they add contact forces, and is used
+# for nothing but being returned. (Walker2d and Hopper clip velocities; InvertedPendulum terminates by its observation.)
+_POSITION_AND_VELOCITY = frozenset({"AntEnv", "HalfCheetahEnv", "SwimmerEnv"})
 
 
 def known_tasks() -> dict[str, str]:
@@ -50,10 +53,15 @@ class GymnasiumBackend(Backend):
         self.physics_steps = int(environment.frame_skip)
         self.episode_periods = spec.max_episode_steps
         self._seed: int | None = None
-        # Every task steps through this method, which is therefore the place to put delays and pushes.
-        environment._step_mujoco_simulation = self._simulate  # type: ignore[method-assign]
+        # Every task steps through this method, which is therefore the place to put delays and pushes. The check of the
+        # action's shape that it makes is the environment's.
+        environment.do_simulation = self._simulate  # type: ignore[method-assign]
+        # A constant that the tasks compute from the model once or twice per step.
+        environment.__class__ = type(type(environment).__name__, (type(environment),), {"dt": environment.dt})
         observation, _ = environment.reset()
         self._describe_observation(np.asarray(observation))
+        if type(environment).__name__ in _POSITION_AND_VELOCITY:
+            self._shorten_observation(np.asarray(observation))
 
     def _describe_observation(self, observation: npt.NDArray[np.float64]) -> None:
         structure = getattr(self._environment, "observation_structure", None) or {}
@@ -71,6 +79,21 @@ class GymnasiumBackend(Backend):
         )
         return {"qpos": kept, "qvel": velocity.size} if plain else {}
 
+    def _shorten_observation(self, observation: npt.NDArray[np.float64]) -> None:
+        """Have the task's observation, where it is just positions and velocities, made in fewer NumPy calls."""
+        kept = self._position_and_velocity(observation).get("qpos")
+        if kept is None:
+            return
+        position, velocity, size = self.data.qpos[self.data.qpos.size - kept :], self.data.qvel, observation.size
+
+        def observe() -> FloatArray:
+            flat = np.empty(size, np.float32)
+            flat[:kept] = position
+            flat[kept:] = velocity
+            return flat
+
+        self._environment._get_obs = observe  # type: ignore[attr-defined]
+
     def seed(self, seed: int) -> None:
         """Seed the next reset, as `reset(seed=...)` would."""
         self._seed = seed
@@ -79,12 +102,12 @@ class GymnasiumBackend(Backend):
         """Start state as the task draws it."""
         seed, self._seed = self._seed, None
         observation, info = self._environment.reset(seed=seed)
-        return np.asarray(observation, np.float32), info
+        return observation.astype(np.float32, copy=False), info
 
     def step(self, command: FloatArray) -> PeriodResult:
         """One control period as the task steps it."""
         observation, reward, terminated, truncated, info = self._environment.step(command)
-        return PeriodResult(np.asarray(observation, np.float32), float(reward), bool(terminated), bool(truncated), info)
+        return observation.astype(np.float32, copy=False), float(reward), bool(terminated), bool(truncated), info
 
     def _simulate(self, control: npt.NDArray[Any], steps: int) -> None:
         self.data.ctrl[:] = control

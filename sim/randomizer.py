@@ -50,7 +50,7 @@ class Randomizer:
         stepwise: bool = False,
     ):
         self._backend, self._fields = backend, fields
-        self.sensing = Sensing()
+        self.sensing = Sensing(sum(term.size for term in backend.observation_terms))
         self.actuation = Actuation(backend, self._capture)
         self._terms = [self._bind(term, index) for index, term in enumerate(config.terms)]
         self._check_single(config.terms)
@@ -109,6 +109,7 @@ class Randomizer:
     def seed(self, seed: int) -> None:
         """Make all draws after this repeatable (those of mode `startup` always are)."""
         self._generator = np.random.default_rng([seed, 0])
+        self.sensing.seed(seed)
 
     def before_reset(self) -> None:
         """Give the task its nominal model back."""
@@ -136,10 +137,12 @@ class Randomizer:
             observation = self._backend.observe()
         self._use_draws()
         self.actuation.start()
-        return self.sensing.start(observation, self._generator)
+        return self.sensing.start(observation)
 
     def before_period(self) -> None:
         """Do what mode `interval` asks for at this moment."""
+        if not self._timed:
+            return
         now, model_changed, state_changed, fired = self.actuation.now, False, False, False
         for term in self._timed:
             if now < term.next_step:
@@ -179,7 +182,7 @@ class Randomizer:
         return self.sensing.read(self.actuation.now, self._generator)
 
     def _capture(self, step: int) -> None:
-        self.sensing.capture(self._backend.observe(), step, self._generator)
+        self.sensing.capture(self._backend.observe(), step)
 
     def _apply_model(self) -> None:
         for term in self._model_terms:
@@ -204,6 +207,7 @@ class Randomizer:
             elif name == "dropped_observations":
                 self.sensing.drop_probability = float(term.draws.item())
         self.values = values
+        self.sensing.use_biases()
 
     def state(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
         """What `set_state` needs: JSON-able values and arrays."""

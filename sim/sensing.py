@@ -20,7 +20,8 @@ from sim.distributions import draw
 from sim.randomization_config import RandomizationTerm
 from sim.selection import select
 
-Places = slice | npt.NDArray[np.intp]
+Places = npt.NDArray[np.intp]
+_READINGS = 32  # for which noise is drawn at once
 
 
 def bind_observation(terms: Sequence[TermSpec], term: RandomizationTerm) -> tuple[BoundTerm, npt.NDArray[np.intp]]:
@@ -45,14 +46,11 @@ def bind_observation(terms: Sequence[TermSpec], term: RandomizationTerm) -> tupl
     return BoundTerm(term, tuple(labels)), np.array(places, np.intp)
 
 
-def _as_slice(places: npt.NDArray[np.intp]) -> Places:
-    """Neighboring places as a slice, which NumPy reaches faster."""
-    neighbors = bool(np.all(np.diff(places) == 1))
-    return slice(int(places[0]), int(places[-1]) + 1) if neighbors else places
-
-
 class Sensing:
     """Turns true observations into readings.
+
+    A reading is `observation * scale + offset`. For speed the noise of several readings is drawn at once, from a
+    generator of its own, and combined with the biases to one scale and one offset for each.
 
     Attributes:
         delay: Physics steps between a state and the reading that shows it.
@@ -60,7 +58,8 @@ class Sensing:
         may_drop: Whether it can ever be above 0.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, observation_size: int) -> None:
+        self._size = observation_size
         self._biases: list[tuple[BoundTerm, Places]] = []
         self._noises: list[tuple[RandomizationTerm, Places, int]] = []
         self.delay = 0
@@ -68,24 +67,34 @@ class Sensing:
         self.may_drop = False
         self._samples: deque[tuple[int, FloatArray]] = deque()
         self._delivered = np.zeros(0, np.float32)
+        self._generator = np.random.default_rng()
+        self._drawn: list[npt.NDArray[np.float64]] = []  # [K, S] of each noise
+        self._row = 0  # of the next reading, in the K that were drawn
+        self._scales: list[FloatArray] | None = None  # K of [O]; None if all 1
+        self._offsets: list[FloatArray] | None = None  # K of [O]; None if all 0
+
+    def seed(self, seed: int) -> None:
+        """Make the noise after this repeatable."""
+        self._generator = np.random.default_rng([seed, 2])
+        self._drawn = []
 
     def add_bias(self, term: BoundTerm, places: npt.NDArray[np.intp]) -> None:
         """Register a bias; its present draws are used."""
-        self._biases.append((term, _as_slice(places)))
+        self._biases.append((term, places))
 
     def add_noise(self, term: BoundTerm, places: npt.NDArray[np.intp]) -> None:
         """Register a noise, drawn anew for every reading."""
-        self._noises.append((term.term, _as_slice(places), 1 if term.term.shared else places.size))
+        self._noises.append((term.term, places, 1 if term.term.shared else places.size))
 
-    def start(self, observation: FloatArray, generator: np.random.Generator) -> FloatArray:
+    def start(self, observation: FloatArray) -> FloatArray:
         """First reading of an episode [O]; it is never lost."""
-        self._delivered = self._disturb(observation, generator)
+        self._delivered = self._disturb(observation)
         self._samples = deque([(0, self._delivered)])
         return self._delivered.copy()
 
-    def capture(self, observation: FloatArray, step: int, generator: np.random.Generator) -> None:
+    def capture(self, observation: FloatArray, step: int) -> None:
         """Take a reading of the state at physics step `step`, for later delivery."""
-        self._samples.append((step, self._disturb(observation, generator)))
+        self._samples.append((step, self._disturb(observation)))
 
     def read(self, now: int, generator: np.random.Generator) -> FloatArray:
         """The newest reading [O] that is at least `delay` physics steps old."""
@@ -99,24 +108,45 @@ class Sensing:
     def pass_on(self, observation: FloatArray, now: int, generator: np.random.Generator) -> FloatArray:
         """`capture` and `read` in one: a reading of the present state, unless it is lost."""
         if self.may_drop:
-            self.capture(observation, now, generator)
+            self.capture(observation, now)
             return self.read(now, generator)
-        return self._disturb(observation, generator)
+        return self._disturb(observation)
 
-    def _disturb(self, observation: FloatArray, generator: np.random.Generator) -> FloatArray:
-        reading = observation.copy()
-        for bias, places in self._biases:
-            self._apply(bias.term, reading, places, bias.spread()[:, 0])
-        for term, places, count in self._noises:
-            self._apply(term, reading, places, draw(term, generator, (count,)))
-        return reading
+    def use_biases(self) -> None:
+        """The biases were drawn anew: the next reading has the present ones."""
+        if self._biases and (self._drawn or not self._noises):
+            self._combine()
 
-    @staticmethod
-    def _apply(term: RandomizationTerm, reading: FloatArray, places: Places, values: npt.NDArray[np.float64]) -> None:
-        if term.resolved_operation == "scale":
-            reading[places] *= values
+    def _disturb(self, observation: FloatArray) -> FloatArray:
+        if self._noises:
+            if not self._drawn or self._row == _READINGS:
+                self._drawn = [draw(term, self._generator, (_READINGS, count)) for term, _, count in self._noises]
+                self._row = 0
+                self._combine()
+            row = self._row
+            self._row = row + 1
         else:
-            reading[places] += values
+            row = 0
+        scales, offsets = self._scales, self._offsets
+        if scales is not None:
+            observation = observation * scales[row]
+        return observation.copy() if offsets is None else observation + offsets[row]
+
+    def _combine(self) -> None:
+        """One scale and one offset for each reading, of all biases and then all noises, in their order."""
+        shape = (_READINGS if self._noises else 1, self._size)
+        scales, offsets = np.ones(shape), np.zeros(shape)
+        steps = [(bias.term, places, bias.spread()[:, 0]) for bias, places in self._biases]
+        steps += [(term, places, drawn) for (term, places, _), drawn in zip(self._noises, self._drawn)]
+        for term, places, values in steps:
+            if term.resolved_operation == "scale":
+                scales[:, places] *= values
+                offsets[:, places] *= values
+            else:
+                offsets[:, places] += values
+        scaled = any(term.resolved_operation == "scale" for term, _, _ in steps)
+        self._scales = list(scales.astype(np.float32)) if scaled else None
+        self._offsets = list(offsets.astype(np.float32)) if steps else None
 
     def state(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
         """What `set_state` needs: JSON-able values and arrays."""
@@ -124,11 +154,19 @@ class Sensing:
             "delay": self.delay,
             "drop_probability": self.drop_probability,
             "steps": [step for step, _ in self._samples],
+            "random": self._generator.bit_generator.state,
+            "row": self._row,
         }
-        return values, {"samples": np.array([reading for _, reading in self._samples]), "delivered": self._delivered}
+        arrays = {"samples": np.array([reading for _, reading in self._samples]), "delivered": self._delivered}
+        return values, arrays | {f"noise_{index}": drawn for index, drawn in enumerate(self._drawn)}
 
     def set_state(self, values: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Inverse of `state`."""
+        """Inverse of `state`; the draws of the biases must be in place."""
         self.delay, self.drop_probability = values["delay"], values["drop_probability"]
         self._samples = deque(zip(values["steps"], arrays["samples"].copy()))
         self._delivered = arrays["delivered"].copy()
+        self._generator.bit_generator.state = values["random"]
+        self._row = values["row"]
+        self._drawn = [arrays[f"noise_{index}"].copy() for index in range(len(self._noises)) if "noise_0" in arrays]
+        if self._drawn or (self._biases and not self._noises):
+            self._combine()

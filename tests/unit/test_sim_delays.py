@@ -117,17 +117,17 @@ def test_forces_end_in_the_middle_of_a_period():
 
 
 def test_readings_are_late_and_lost_ones_repeat():
-    sensing, generator = Sensing(), np.random.default_rng(0)
+    sensing, generator = Sensing(1), np.random.default_rng(0)
     observation = lambda step: np.array([step], np.float32)  # noqa: E731
-    sensing.start(observation(0), generator)
+    sensing.start(observation(0))
     sensing.delay = 3
     readings = []
     for step in range(1, 9):
-        sensing.capture(observation(step), step, generator)
+        sensing.capture(observation(step), step)
         readings.append(float(sensing.read(step, generator)[0]))
     assert readings == [0, 0, 0, 1, 2, 3, 4, 5]
     sensing.drop_probability = 1.0
-    sensing.capture(observation(9), 9, generator)
+    sensing.capture(observation(9), 9)
     assert sensing.read(9, generator)[0] == 5
     sensing.drop_probability = 0.0
     assert sensing.read(9, generator)[0] == 6

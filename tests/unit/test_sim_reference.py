@@ -52,7 +52,8 @@ def test_dm_control(domain, task):
 
 
 @pytest.mark.parametrize(
-    "task", ["HalfCheetah-v4", "HalfCheetah-v5", "Hopper-v4", "Humanoid-v4", "Ant-v5", "Reacher-v4"]
+    "task",
+    ["HalfCheetah-v4", "HalfCheetah-v5", "Swimmer-v4", "Hopper-v4", "Humanoid-v4", "Ant-v4", "Ant-v5", "Reacher-v4"],
 )
 def test_gymnasium(task):
     environment = make_environment(EnvironmentConfig(f"gymnasium:{task}"))
@@ -75,7 +76,7 @@ def test_gymnasium(task):
             environment.reset()
             raw.reset()
     raw.close()
-    assert (ends > 0) == (not task.startswith("HalfCheetah"))
+    assert (ends > 0) == (not task.startswith(("HalfCheetah", "Swimmer")))
 
 
 def test_the_names_of_joints_are_told_apart_where_the_task_has_them():
