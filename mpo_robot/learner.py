@@ -17,7 +17,7 @@ from mpo_robot.duals import Duals
 from mpo_robot.losses.estep import EStep, nonparametric_estep, out_of_bounds_cost
 from mpo_robot.losses.exact_dual import exact_temperature
 from mpo_robot.losses.gaussian import entropy, log_prob
-from mpo_robot.losses.mstep import Gaussian, MStep, decoupled_mstep, noise_moments
+from mpo_robot.losses.mstep import Gaussian, MStep, NoiseMoments, decoupled_mstep, noise_moments
 from mpo_robot.losses.returns import off_policy_returns
 from mpo_robot.mpo_config import LearnerConfig
 from mpo_robot.networks import CriticEnsemble, GaussianPolicy
@@ -123,7 +123,7 @@ class Learner(ActorCritic):
         mstep = decoupled_mstep(
             online,
             target.policy,
-            noise_moments(weights, target.noise, objectives),
+            self._moments(weights, target.noise, objectives),
             duals.alpha_mean,
             duals.alpha_stddev,
             mpo.epsilon_mean,
@@ -131,6 +131,13 @@ class Learner(ActorCritic):
             state_weights,
         )
         return mstep, loss_duals + mstep.penalty_mean.loss_alpha + mstep.penalty_stddev.loss_alpha, estep
+
+    def _moments(self, weights: Tensor, noise: Tensor, objectives: float) -> NoiseMoments:
+        """Moments of the noise under the weights; see `MPOConfig.center_weights`."""
+        if not self.config.mpo.center_weights:
+            return noise_moments(weights, noise, objectives)
+        centered = noise_moments(weights - objectives / len(noise), noise, objectives)
+        return centered._replace(second=centered.second + objectives)
 
     def _temperatures(self, q_values: Tensor, cost: Tensor | None, state_weights: Tensor) -> tuple[Tensor, Tensor]:
         """Temperatures of the task objective and of the penalty; only learned ones take part in the dual loss.

@@ -24,6 +24,8 @@ class MPOConfig:
         per_dim_constraining: One bound and multiplier per action dimension, or one for their sum.
         action_penalization: Add the out-of-bounds objective that keeps the policy's mass inside [-1, 1].
         epsilon_penalty: E-step bound of that objective, nats.
+        center_weights: Replace the sample moments of equal weights by their exact values, a control variate: with few
+            samples and weights that are nearly equal most of the M-step's noise is theirs.
         temperature_update: How the E-step finds its temperature. `learned`: one gradient step on the dual per update;
             `exact`: the dual's minimum for each batch; `fixed`: stays `init_temperature` (the soft form, a regulariser
             instead of a bound; `epsilon` then has no effect).
@@ -39,6 +41,7 @@ class MPOConfig:
     per_dim_constraining: bool = True
     action_penalization: bool = True
     epsilon_penalty: float = 0.001
+    center_weights: bool = False
     temperature_update: str = "learned"
     init_temperature: float = 1.0
     init_alpha_mean: float = 1.0
