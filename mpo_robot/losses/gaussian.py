@@ -36,3 +36,11 @@ def kl_stddev(target_stddev: Tensor, online_stddev: Tensor) -> Tensor:
     """KL(N(m, target_stddev) || N(m, online_stddev)) per dimension for a common mean, [..., A], nats."""
     ratio = target_stddev / online_stddev
     return 0.5 * (ratio.square() - 1.0) - ratio.log()
+
+
+def kl_full(target_mean: Tensor, target_stddev: Tensor, online_mean: Tensor, online_stddev: Tensor) -> Tensor:
+    """KL(N(target_mean, target_stddev) || N(online_mean, online_stddev)) per dimension, [..., A], nats.
+
+    Mean and covariance together: not the sum of `kl_mean` and `kl_stddev` unless the two stddevs are equal.
+    """
+    return 0.5 * ((online_mean - target_mean) / online_stddev).square() + kl_stddev(target_stddev, online_stddev)

@@ -1,5 +1,7 @@
-"""M-step of MPO for diagonal Gaussians: weighted maximum likelihood under decoupled KL constraints.
+"""M-step of MPO for diagonal Gaussians: weighted maximum likelihood with decoupled KLs of mean and covariance.
 
+Hard form (a bound on each KL, a learned multiplier): `decoupled_mstep`. Soft form (a fixed price on each KL):
+`soft_decoupled_mstep`. One KL for mean and covariance together: `losses/mstep_single.py`.
 Axes: N sampled actions, S states, A action dimensions.
 """
 
@@ -102,6 +104,16 @@ def kl_penalty(kl_per_dimension: Tensor, alpha: Tensor, epsilon: float, state_we
     return KLPenalty((alpha.detach() * kl).sum(), (alpha * (epsilon - kl.detach())).sum(), kl.detach())
 
 
+def soft_penalty(kl_per_dimension: Tensor, kl_weight: float, state_weights: Tensor) -> KLPenalty:
+    """Fixed price of a KL: `kl_weight` times the sum over dimensions, and no multiplier to learn (`loss_alpha` is 0).
+
+    The maximum-a-posteriori form with a Gaussian prior around the target policy (Abdolmaleki et al. 2018, equation 11,
+    where the weight is called lambda). Shapes as in `kl_penalty`; `kl` is [A].
+    """
+    kl = state_weights @ kl_per_dimension  # [A]
+    return KLPenalty(kl_weight * kl.sum(), kl.new_zeros(()), kl.detach())
+
+
 class MStep(NamedTuple):
     """Parts of the M-step; scalars unless noted."""
 
@@ -127,11 +139,38 @@ def decoupled_mstep(
     each objective's weights sum to 1, so with two the likelihood terms weigh 2 in total (as in MO-MPO).
     """
     likelihood = weighted_likelihood(online, target, moments, state_weights)
-    mean_kl = kl_mean(target.mean.detach(), target.stddev.detach(), online.mean)
-    stddev_kl = kl_stddev(target.stddev.detach(), online.stddev)
+    mean_kl, stddev_kl = decoupled_kls(online, target)
     return MStep(
         likelihood.loss_mean,
         likelihood.loss_stddev,
         kl_penalty(mean_kl, alpha_mean, epsilon_mean, state_weights),
         kl_penalty(stddev_kl, alpha_stddev, epsilon_stddev, state_weights),
     )
+
+
+def soft_decoupled_mstep(
+    online: Gaussian,
+    target: Gaussian,
+    moments: NoiseMoments,
+    kl_weight_mean: float,
+    kl_weight_stddev: float,
+    state_weights: Tensor,
+) -> MStep:
+    """`decoupled_mstep` with fixed prices of the two KLs instead of bounds (MAP prior, see `soft_penalty`)."""
+    likelihood = weighted_likelihood(online, target, moments, state_weights)
+    mean_kl, stddev_kl = decoupled_kls(online, target)
+    return MStep(
+        likelihood.loss_mean,
+        likelihood.loss_stddev,
+        soft_penalty(mean_kl, kl_weight_mean, state_weights),
+        soft_penalty(stddev_kl, kl_weight_stddev, state_weights),
+    )
+
+
+def decoupled_kls(online: Gaussian, target: Gaussian) -> tuple[Tensor, Tensor]:
+    """KL(target || online) of the mean under the target's stddev, and of the stddev; [S, A] each.
+
+    Gradient flows to `online` only.
+    """
+    target_mean, target_stddev = target.mean.detach(), target.stddev.detach()
+    return kl_mean(target_mean, target_stddev, online.mean), kl_stddev(target_stddev, online.stddev)
