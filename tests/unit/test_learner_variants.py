@@ -77,3 +77,30 @@ def test_temperatures_can_be_written(value):
 def test_bad_settings_are_refused(config, settings, text):
     with pytest.raises(ValueError, match=text):
         config(**settings)
+
+
+def test_centered_weights_keep_the_moments_expectation_and_lower_their_variance():
+    states, size, samples = 4000, 3, 6
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(samples, states, size, generator=generator)
+    q_values = noise @ torch.tensor([1.0, 0.5, 0.0]) - 0.2 * noise.square().sum(dim=-1)
+    weights = torch.softmax(q_values, dim=0)
+    moments = {}
+    for center in (False, True):
+        learner = make_learner(mpo__center_weights=center)
+        moments[center] = learner._moments(weights, noise, 1.0)
+    for name in ("first", "second"):
+        plain, centered = getattr(moments[False], name), getattr(moments[True], name)
+        error = 5 * plain.std(dim=0) / states**0.5
+        assert ((plain.mean(dim=0) - centered.mean(dim=0)).abs() < error).all()
+        assert (centered.var(dim=0) < 0.8 * plain.var(dim=0)).all()
+    assert moments[True].total == 1.0
+
+
+def test_centered_weights_of_values_without_differences_leave_the_policy_alone():
+    # All weights equal: the likelihood's gradient at the target policy itself is exactly zero, whatever was sampled.
+    learner = make_learner(mpo__center_weights=True)
+    noise = torch.randn(6, 5, 2, generator=torch.Generator().manual_seed(1))
+    moments = learner._moments(torch.full((6, 5), 2 / 6), noise, 2.0)
+    torch.testing.assert_close(moments.first, torch.zeros(5, 2), atol=1e-6, rtol=0)
+    torch.testing.assert_close(moments.second, torch.full((5, 2), 2.0), atol=1e-6, rtol=0)
