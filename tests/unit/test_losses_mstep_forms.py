@@ -1,4 +1,4 @@
-"""Other forms of the M-step: one KL instead of two, fixed prices instead of bounds, and how they reduce to each other."""
+"""Other forms of the M-step: one KL instead of two, fixed prices instead of bounds, and how they reduce."""
 
 import pytest
 import torch
