@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from mpo_robot.categorical_config import CategoricalConfig
 from mpo_robot.networks import CriticConfig, PolicyConfig
 
 
@@ -71,6 +72,7 @@ class LearnerConfig:
     """Networks, returns, optimisers, target networks.
 
     Attributes:
+        categorical: MPO for tasks with discrete actions; there `mpo` has no effect but for `temperature_update`.
         discount: Discount per control step.
         returns: Estimator of the critic's targets: `retrace`, or without importance ratios `td_lambda` and `n_step`
             (biased off-policy), or `td_zero`.
@@ -92,6 +94,7 @@ class LearnerConfig:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
     mpo: MPOConfig = field(default_factory=MPOConfig)
+    categorical: CategoricalConfig = field(default_factory=CategoricalConfig)
     discount: float = 0.99
     returns: str = "retrace"
     retrace_lambda: float = 0.95

@@ -1,0 +1,206 @@
+"""The MPO learner for discrete actions: one update from one batch of sequences. No action is sampled.
+
+Expectations over the policy are sums over its K actions: of Q in the Retrace target, and of the weights in the E-step.
+Axes: B sequences, L steps, S = B * (L + 1) states, K actions.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mpo_robot.actor_critic import ActorCritic, TensorBatch
+from mpo_robot.categorical_acting import CategoricalActor
+from mpo_robot.categorical_config import CategoricalConfig
+from mpo_robot.categorical_networks import CategoricalCritics, CategoricalPolicy, Interface
+from mpo_robot.duals import FLOOR, MIN_RAW_ALPHA, MIN_RAW_TEMPERATURE, inverse_softplus
+from mpo_robot.losses.categorical_policy import CategoricalEStep, CategoricalMStep, categorical_estep, categorical_mstep
+from mpo_robot.losses.exact_dual import exact_temperature
+from mpo_robot.losses.returns import off_policy_returns
+from mpo_robot.mpo_config import LearnerConfig
+from mpo_robot.replay import SequenceBatch
+from mpo_robot.return_estimator import configured_traces
+from mpo_robot.specs import PolicySpec
+
+
+class CategoricalTargets(NamedTuple):
+    """What the target networks say about a batch; no gradient."""
+
+    logits: Tensor  # [S, K]
+    q_values: Tensor  # [S, K]
+    returns: Tensor  # [B, L]
+    coefficients: Tensor  # [B, L]
+
+
+class CategoricalMetrics(NamedTuple):
+    """Scalars of one update, by name in `metrics.csv`. Values of returns and Q are in units of reward."""
+
+    loss_critic: float
+    loss_policy: float
+    loss_penalty: float
+    temperature: float
+    kl_q_rel: float
+    kl_policy_rel: float
+    alpha: float
+    entropy: float
+    largest_probability_mean: float
+    q_mean: float
+    q_min: float
+    q_max: float
+    return_target_mean: float
+    trace_coefficient_mean: float
+
+
+class CategoricalDuals(nn.Module):
+    """Temperature and multiplier as softplus(raw) + 1e-8, kept in range by `clamp_`, as in `mpo_robot.duals`."""
+
+    def __init__(self, config: CategoricalConfig) -> None:
+        super().__init__()
+        self.raw_temperature = nn.Parameter(torch.full((1,), inverse_softplus(config.init_temperature)))
+        self.raw_alpha = nn.Parameter(torch.full((1,), inverse_softplus(config.init_alpha)))
+
+    @property
+    def temperature(self) -> Tensor:
+        """E-step temperature, [1]."""
+        return functional.softplus(self.raw_temperature) + FLOOR
+
+    @property
+    def alpha(self) -> Tensor:
+        """Multiplier of the policy's KL bound, [1]."""
+        return functional.softplus(self.raw_alpha) + FLOOR
+
+    @torch.no_grad()
+    def set_temperature_(self, temperature: Tensor) -> None:
+        """Write the temperature from a positive value [1]."""
+        value = (temperature - FLOOR).clamp(min=FLOOR)
+        self.raw_temperature.copy_(value + torch.log(-torch.expm1(-value)))
+
+    @torch.no_grad()
+    def clamp_(self) -> None:
+        """Projection after each optimiser step."""
+        self.raw_temperature.clamp_(min=MIN_RAW_TEMPERATURE)
+        self.raw_alpha.clamp_(min=MIN_RAW_ALPHA)
+
+
+class CategoricalLearner(ActorCritic):
+    """MPO for discrete actions; of `config.mpo` only `temperature_update` applies, the rest is `config.categorical`.
+
+    Raises:
+        ConfigError: the task's actions are continuous, or a setting does not fit the task.
+    """
+
+    metric_names: ClassVar[tuple[str, ...]] = CategoricalMetrics._fields
+
+    def __init__(self, spec: PolicySpec, config: LearnerConfig, seed: int) -> None:
+        interface, own = Interface.of(spec), config.categorical
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.online_policy = CategoricalPolicy(interface, own, config.policy)
+            self.online_critic = CategoricalCritics(interface, own, config.critic)
+        self.duals = CategoricalDuals(own)
+        super().__init__(config, self.online_policy, self.online_critic, self.duals, seed)
+        self.target_policy = cast(CategoricalPolicy, self._target_modules["policy"])
+        self.target_critic = cast(CategoricalCritics, self._target_modules["critic"])
+
+    def actor(self) -> CategoricalActor:
+        """The online policy, acting."""
+        return CategoricalActor(self.online_policy)
+
+    def project(self) -> None:
+        """Keep the dual variables in their range."""
+        self.duals.clamp_()
+
+    def backward(
+        self, batch: SequenceBatch, reward_scale: float = 1.0, want_metrics: bool = False
+    ) -> CategoricalMetrics | None:
+        """First half of `update`: all losses, and their gradients in the parameters' `grad`."""
+        tensors = TensorBatch.of(batch)
+        targets = self.target_pass(tensors, reward_scale)
+        loss_critic = self.critic_loss(tensors, targets.returns)
+        state_weights = tensors.policy_state.flatten()
+        state_weights = state_weights / state_weights.sum()
+        temperature = self._temperature(targets, state_weights)
+        own = self.config.categorical
+        estep = categorical_estep(targets.q_values, targets.logits, temperature, own.epsilon, state_weights)
+        online = self.online_policy(tensors.observation.flatten(0, 1))
+        mstep = categorical_mstep(
+            online, targets.logits, estep.weights, self.duals.alpha, own.epsilon_policy, state_weights
+        )
+        loss_duals = estep.loss_temperature + mstep.penalty.loss_alpha
+        loss = loss_critic + mstep.loss_policy + mstep.penalty.loss_kl + loss_duals
+        self.require_finite(loss)
+        loss.backward()
+        if not want_metrics:
+            return None
+        return self._metrics(loss_critic, estep, mstep, online, targets, state_weights, tensors, reward_scale)
+
+    def _temperature(self, targets: CategoricalTargets, state_weights: Tensor) -> Tensor:
+        """Temperature of the E-step, [1]; only a learned one takes part in the dual loss."""
+        update = self.config.mpo.temperature_update
+        if update == "exact":
+            log_prior = targets.logits.log_softmax(dim=-1)
+            self.duals.set_temperature_(
+                exact_temperature(targets.q_values.t(), self.config.categorical.epsilon, state_weights, log_prior.t())
+            )
+        return self.duals.temperature if update == "learned" else self.duals.temperature.detach()
+
+    @torch.no_grad()
+    def target_pass(self, batch: TensorBatch, reward_scale: float) -> CategoricalTargets:
+        """Value all actions and form the targets of the critic, for a batch with normalised observations."""
+        sequences, steps = batch.reward.shape
+        observation = batch.observation.flatten(0, 1)  # [S, O]
+        logits = self.target_policy(observation)
+        q_values = self.target_critic.combined(observation)
+        log_probs = logits.log_softmax(dim=-1)
+        value = (log_probs.exp() * q_values).sum(dim=-1).view(sequences, steps + 1)
+        taken = batch.action.long()  # [B, L, 1]
+        q_taken, log_probs_taken = (
+            item.view(sequences, steps + 1, -1)[:, :-1].gather(-1, taken).squeeze(-1) for item in (q_values, log_probs)
+        )
+        traces = configured_traces(self.config, batch, log_probs_taken, value[:, 1:], q_taken)
+        discount_t = self.config.discount * (1.0 - batch.terminated)
+        returns = off_policy_returns(batch.reward / reward_scale, discount_t, value[:, 1:], *traces)
+        return CategoricalTargets(logits, q_values, returns, traces.coefficients)
+
+    def critic_loss(self, batch: TensorBatch, returns: Tensor) -> Tensor:
+        """Half the mean squared error of Q(s, a) of all critics, over the rows that are transitions."""
+        values = self.online_critic(batch.observation[:, :-1].flatten(0, 1))  # [critics, B * L, K]
+        taken = batch.action.long().flatten(0, 1).expand(len(values), -1, 1)
+        error = 0.5 * (values.gather(-1, taken).squeeze(-1) - returns.flatten()).square().sum(dim=0)
+        weights = batch.is_transition.flatten()
+        return (weights * error).sum() / weights.sum().clamp(min=1.0)
+
+    @torch.no_grad()
+    def _metrics(
+        self,
+        loss_critic: Tensor,
+        estep: CategoricalEStep,
+        mstep: CategoricalMStep,
+        online: Tensor,
+        targets: CategoricalTargets,
+        state_weights: Tensor,
+        batch: TensorBatch,
+        reward_scale: float,
+    ) -> CategoricalMetrics:
+        own = self.config.categorical
+        log_probs = online.log_softmax(dim=-1)
+        transitions = batch.is_transition.sum().clamp(min=1.0)
+        return CategoricalMetrics(
+            loss_critic=float(loss_critic),
+            loss_policy=float(mstep.loss_policy),
+            loss_penalty=float(mstep.penalty.loss_kl),
+            temperature=float(self.duals.temperature),
+            kl_q_rel=float(state_weights @ estep.kl_nonparametric) / own.epsilon,
+            kl_policy_rel=float(mstep.penalty.kl) / own.epsilon_policy,
+            alpha=float(self.duals.alpha),
+            entropy=-float(state_weights @ (log_probs.exp() * log_probs).sum(dim=-1)),
+            largest_probability_mean=float(state_weights @ log_probs.amax(dim=-1).exp()),
+            q_mean=float(targets.q_values.mean()) * reward_scale,
+            q_min=float(targets.q_values.min()) * reward_scale,
+            q_max=float(targets.q_values.max()) * reward_scale,
+            return_target_mean=float((targets.returns * batch.is_transition).sum() / transitions) * reward_scale,
+            trace_coefficient_mean=float((targets.coefficients * batch.is_transition).sum() / transitions),
+        )
