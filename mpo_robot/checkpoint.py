@@ -66,7 +66,10 @@ def load_checkpoint(directory: Path) -> tuple[dict[str, Any], Path]:
     """
     found = list_checkpoints(directory)
     if not found:
-        raise ConfigError(f"no checkpoint in {directory}: the run has not saved one yet")
+        raise ConfigError(
+            f"no checkpoint in {directory}: the run has not saved one yet (one is saved at the end of the warm-up). "
+            "If it was stopped before, train in the same folder again without --resume"
+        )
     try:
         state = torch.load(found[-1] / STATE_FILE, weights_only=True)
     except Exception as error:  # torch raises many types for a damaged file

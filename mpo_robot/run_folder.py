@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import fcntl
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,15 +38,26 @@ class RunFolder:
         self.tensorboard = self.path / "tensorboard"
         self.learn_checkpoints = self.path / "learn" / "checkpoints"
 
+    @property
+    def holds_checkpoint(self) -> bool:
+        """Whether anything was saved that a training or `learn` can go on from."""
+        return any(any(place.glob("step_*")) for place in (self.checkpoints, self.learn_checkpoints))
+
     def create(self, config_yaml: str, spec: PolicySpec, seed: int) -> None:
         """Make the folder and write what identifies the run.
 
+        A run that was stopped before its first checkpoint is replaced, whatever its configuration: nothing of it can
+        be continued, and its metrics would mix with the new ones.
+
         Raises:
-            ConfigError: the folder already holds a run.
+            ConfigError: the folder already holds a run with a checkpoint.
         """
-        if self.config_file.exists():
+        if self.holds_checkpoint:
             raise ConfigError(f"{self.path} already holds a run: use --resume to continue it, or another folder")
         self.path.mkdir(parents=True, exist_ok=True)
+        for remains in (self.metrics_file, self.evaluations_file):
+            remains.unlink(missing_ok=True)
+        shutil.rmtree(self.tensorboard, ignore_errors=True)
         write_atomically(self.spec_file, json.dumps(spec.to_dict(), indent=1))
         write_atomically(self.run_file, json.dumps(run_record(seed), indent=1))
         write_atomically(self.config_file, config_yaml)
@@ -56,6 +70,33 @@ class RunFolder:
         """
         if not self.config_file.exists():
             raise ConfigError(f"{self.path} is not a run folder (no config.yaml in it)")
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Hold the folder, made if missing, against a second process that would write to it.
+
+        The kernel lets go when this process dies. A folder that is still empty at the end is removed.
+
+        Raises:
+            ConfigError: another process holds it, or it cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise ConfigError(f"cannot write run folder {self.path}: {error.strerror}") from error
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConfigError(
+                    f"another training is running in {self.path}: stop it, or use another folder"
+                ) from error
+            yield
+        finally:
+            os.close(descriptor)
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
 
     def spec(self) -> PolicySpec:
         """The run's policy spec."""

@@ -97,7 +97,7 @@ class Trainer:
         writer = MetricsWriter(metrics_log, evaluations_log, self.folder.tensorboard, resume_step)
         if self.observation is None:
             self._start_episode(self.seed)
-        last_saved = self.environment_steps
+        last_saved, last_saved_at = self.environment_steps, time.monotonic()
         speed_mark = (time.monotonic(), self.environment_steps)
         try:
             while self.environment_steps < self.config.total_steps and not self.stop_requested:
@@ -115,13 +115,21 @@ class Trainer:
                     writer.evaluation(self._counters() | result.summary())
                     if on_evaluation is not None:
                         on_evaluation(self.environment_steps, result)
-                if self.environment_steps % self.config.checkpoint_period == 0:
+                if self._checkpoint_is_due(last_saved_at):
                     self.save()
-                    last_saved = self.environment_steps
+                    last_saved, last_saved_at = self.environment_steps, time.monotonic()
             if self.environment_steps != last_saved:
                 self.save()
         finally:
             writer.close()
+
+    def _checkpoint_is_due(self, last_saved_at: float) -> bool:
+        """By steps; at the end of the warm-up, so that an early crash is not a run from the start; or by time."""
+        return (
+            self.environment_steps % self.config.checkpoint_period == 0
+            or self.environment_steps == self.config.warmup_steps
+            or time.monotonic() - last_saved_at >= 60.0 * self.config.checkpoint_minutes
+        )
 
     def evaluate(self) -> Evaluation:
         """Mean actions of the current policy in the nominal environment."""
@@ -145,7 +153,7 @@ class Trainer:
 
     def _choose_action(self) -> SampledAction:
         if self.environment_steps < self.config.warmup_steps:
-            return uniform_action(self.replay.action_size, self.rng)
+            return uniform_action(self.replay.action_size, self.rng, self.environment.spec.num_actions)
         assert self.observation is not None
         return self.actor.sample(self._normalized(self.observation), self.noise.sample(self.rng))
 

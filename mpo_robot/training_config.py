@@ -19,7 +19,9 @@ class TrainingConfig:
         evaluation_period: Steps between evaluations.
         evaluation_episodes: Episodes per evaluation, with the policy's mean, in the nominal environment.
         log_period: Steps between rows of metrics.csv.
-        checkpoint_period: Steps between checkpoints (there is always one at the end and at Ctrl-C).
+        checkpoint_period: Steps between checkpoints. There is always one at the end of the warm-up, at the end of the
+            training and at Ctrl-C.
+        checkpoint_minutes: A checkpoint is also written when the last one is this old.
         threads: CPU threads of torch.
     """
 
@@ -33,6 +35,7 @@ class TrainingConfig:
     evaluation_episodes: int = 5
     log_period: int = 1_000
     checkpoint_period: int = 50_000
+    checkpoint_minutes: float = 10.0
     threads: int = 1
 
     def __post_init__(self) -> None:
@@ -47,7 +50,8 @@ class TrainingConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.updates_per_step > 0:
-            raise ValueError(f"updates_per_step must be positive, got {self.updates_per_step}")
+        for name in ("updates_per_step", "checkpoint_minutes"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if not 0.0 <= self.noise_color <= 2.0:
             raise ValueError(f"noise_color must be in [0, 2], got {self.noise_color}")

@@ -40,8 +40,9 @@ def run(args: argparse.Namespace) -> int:
     else:
         config = load_run_config(args.config, args.overrides)
         folder = RunFolder(args.run or Path("runs") / f"{args.config.stem}-seed{config.seed}")
-    trainer = make_trainer(config, folder, resume=args.resume is not None)
-    run_trainer(trainer, config, quiet=args.quiet)
+    with folder.in_use():
+        trainer = make_trainer(config, folder, resume=args.resume is not None)
+        run_trainer(trainer, config, quiet=args.quiet)
     return 0
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import yaml
 
 from mpo_robot.cli.main import main
 from mpo_robot.cli.settings import load_run_config
@@ -70,6 +71,19 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, stop_at):
     assert whole.normalizer.state_dict() == second.normalizer.state_dict()
     assert whole.return_scale.state_dict() == second.return_scale.state_dict()
     assert (whole.replay._rows == second.replay._rows).all()
+
+
+def test_a_run_stopped_before_its_first_checkpoint_is_started_again(tmp_path, capsys):
+    config, run = tmp_path / "small.yaml", tmp_path / "run"
+    config.write_text(yaml.safe_dump(SMALL))
+    make_trainer(load_run_config(SMALL), RunFolder(run))  # killed here
+    assert main(["train", "--resume", str(run), "--quiet"]) == 2
+    assert "without --resume" in capsys.readouterr().err
+    command = ["train", "--config", str(config), "--run", str(run), "--quiet", "training.total_steps=60"]
+    assert main(command) == 0
+    assert main(command) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert main(["train", "--resume", str(run), "--quiet"]) == 0
 
 
 def test_metrics_after_a_crash_are_not_repeated(tmp_path):

@@ -31,12 +31,44 @@ def test_a_new_folder_holds_config_spec_and_record(tmp_path):
     assert not list(folder.path.glob(".*"))  # no temporary file is left
 
 
-def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path):
+@pytest.mark.parametrize("place", ["checkpoints", "learn/checkpoints"])
+def test_a_folder_that_holds_a_checkpoint_is_not_overwritten(tmp_path, place):
     folder = RunFolder(tmp_path)
     folder.create("a: 1\n", SPEC, seed=0)
+    (tmp_path / place / "step_000000000001").mkdir(parents=True)
     with pytest.raises(ConfigError, match="--resume"):
         folder.create("a: 2\n", SPEC, seed=0)
     assert folder.config_file.read_text() == "a: 1\n"
+
+
+def test_a_run_without_a_checkpoint_is_replaced_and_leaves_no_rows_behind(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.create("a: 1\n", SPEC, seed=0)
+    for path in (folder.metrics_file, folder.evaluations_file, folder.tensorboard / "events"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("environment_steps,a\n10,1\n")
+    (folder.checkpoints / ".tmp_step_000000000001").mkdir(parents=True)  # of a crash while the first was written
+    folder.create("a: 2\n", SPEC, seed=1)
+    assert folder.config_file.read_text() == "a: 2\n"
+    assert json.loads(folder.run_file.read_text())["seed"] == 1
+    assert not any(path.exists() for path in (folder.metrics_file, folder.evaluations_file, folder.tensorboard))
+
+
+def test_a_folder_is_used_by_one_process_at_a_time(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with folder.in_use():
+        with pytest.raises(ConfigError, match="another training is running"), RunFolder(tmp_path / "run").in_use():
+            pass
+        folder.create("a: 1\n", SPEC, seed=0)
+    with folder.in_use():
+        pass
+    assert folder.config_file.exists()
+
+
+def test_a_folder_in_which_nothing_was_made_goes_again(tmp_path):
+    with pytest.raises(KeyError), RunFolder(tmp_path / "run").in_use():
+        raise KeyError
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

@@ -194,7 +194,29 @@ def test_a_stop_request_ends_after_the_step_and_saves(make_trainer):
     trainer.environment.step = stop_soon
     trainer.run()
     assert trainer.environment_steps == 22
-    assert [path.name for path in trainer.folder.checkpoints.iterdir()] == ["step_000000000022"]
+    assert (trainer.folder.checkpoints / "step_000000000022").exists()
+
+
+def saved_steps(trainer):
+    """Spies on `save`."""
+    steps, save = [], trainer.save
+    trainer.save = lambda: (steps.append(trainer.environment_steps), save())
+    return steps
+
+
+def test_the_first_checkpoint_is_saved_at_the_end_of_the_warm_up(make_trainer):
+    trainer = make_trainer()
+    steps = saved_steps(trainer)
+    trainer.run()
+    assert steps == [15, 40]
+
+
+def test_a_checkpoint_is_saved_when_the_last_one_is_old(make_trainer, monkeypatch):
+    trainer = make_trainer(checkpoint_minutes=1.0)
+    steps = saved_steps(trainer)
+    monkeypatch.setattr("mpo_robot.trainer.time.monotonic", lambda: 9.0 * trainer.environment_steps)
+    trainer.run()
+    assert steps == [7, 14, 15, 22, 29, 36, 40]  # after 63 seconds, and at the end of the warm-up
 
 
 def test_nothing_is_saved_twice_at_the_end(make_trainer):
