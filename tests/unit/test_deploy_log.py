@@ -18,7 +18,7 @@ from mcap.stream_reader import StreamReader
 
 from deploy import log_writer
 from deploy.log_format import decode_step, encode_step, step_json_schema
-from deploy.log_reader import is_being_written, read_log
+from deploy.log_reader import is_being_written, parse_log, read_log
 from deploy.log_writer import EpisodeLogWriter, LogConfig
 from mpo_robot.episode import Source, episodes_from_records
 from mpo_robot.errors import ConfigError, EpisodeError
@@ -212,17 +212,63 @@ def test_unfit_steps_are_kept_apart(tmp_path: Path) -> None:
     assert len(episodes_from_records(contents.records, SPEC)) == 2
 
 
-def test_corruption_in_the_middle_keeps_what_comes_before(tmp_path: Path) -> None:
+def test_damage_in_the_middle_costs_one_record_and_nothing_behind_it(tmp_path: Path) -> None:
     path = write_log(tmp_path, count=6, one_by_one=True)
     data = bytearray(path.read_bytes())
     third = data.index(b'"step_index":3')
     data[third + 20] ^= 0x10
     path.write_bytes(data)
     contents = read_log(path)
-    assert [record.step_index for record in contents.records] == [0, 1, 2]
+    assert [record.step_index for record in contents.records] == [0, 1, 2, 4, 5]
     assert not contents.complete
-    assert "crc" in contents.problem
-    assert contents.recovered_bytes < third
+    assert "damaged chunk record (crc" in contents.problem
+    assert contents.metadata["statistics"]["log_written"] == 6
+    assert 500 < contents.total_bytes - contents.recovered_bytes < 3000
+    # The gap starts a new part: no transition joins the steps on both sides of it.
+    assert [len(part) for part in episodes_from_records(contents.records, SPEC)] == [3, 2]
+
+
+def test_every_single_damaged_byte_costs_one_record_at_most(tmp_path: Path) -> None:
+    data = write_log(tmp_path, count=4, one_by_one=True).read_bytes()
+    expected = [identity(record) for record in make_records(4)]
+    begin = data.index(b'"step_index":0') - 300  # behind the description, without which nothing can be read
+    rng = np.random.default_rng(0)
+    for position in range(begin, len(data), 13):
+        damaged = bytearray(data)
+        damaged[position] ^= int(rng.integers(1, 256))
+        found = [identity(record) for record in parse_log(bytes(damaged), "damaged").records]
+        assert found == [item for item in expected if item in found]
+        assert len(found) >= 3, f"byte {position}"
+
+
+def test_damaged_lengths_do_not_swallow_intact_records(tmp_path: Path) -> None:
+    data = write_log(tmp_path, count=6, one_by_one=True).read_bytes()
+    texts = [data.index(b'"step_index":%d' % index) for index in range(6)]
+    # Of the chunk with step 2 and of the message index behind it: as if they reached over steps 3 and 4.
+    chunk = data.rindex(b"\x06", 0, texts[2] - 60)
+    index = data.rindex(b"\x07", texts[2], texts[3])
+    for start, kept in ((chunk, [0, 1, 3, 4, 5]), (index, [0, 1, 2, 3, 4, 5])):
+        damaged = bytearray(data)
+        length = int.from_bytes(data[start + 1 : start + 9], "little")
+        reach = texts[5] - start - 400
+        assert length < reach
+        damaged[start + 1 : start + 9] = reach.to_bytes(8, "little")
+        contents = parse_log(bytes(damaged), "damaged")
+        assert [record.step_index for record in contents.records] == kept
+        assert not contents.complete
+
+
+def test_topics_of_a_damaged_first_chunk_come_from_the_summary_if_that_is_intact(tmp_path: Path) -> None:
+    data = write_log(tmp_path, count=3, one_by_one=True).read_bytes()
+    damaged = bytearray(data)
+    damaged[data.index(b"/step")] ^= 1
+    contents = parse_log(bytes(damaged), "damaged")
+    assert [record.step_index for record in contents.records] == [1, 2]  # the first chunk holds step 0 as well
+    assert not contents.complete
+    damaged[data.rindex(b"/step")] ^= 1  # now nothing trustworthy says which channel holds valid steps
+    contents = parse_log(bytes(damaged), "damaged")
+    assert contents.records == ()
+    assert "description of channel" in contents.problem
 
 
 def test_file_that_ends_in_a_block_of_zeros_keeps_the_records(tmp_path: Path) -> None:
