@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from mpo_robot.errors import ConfigError
+from mpo_robot.errors import ConfigError, MpoRobotError
 
 STATE_FILE = "state.pt"
 REPLAY_FILE = "replay.npz"
+_log = logging.getLogger(__name__)
 
 
 def save_checkpoint(
@@ -25,7 +28,8 @@ def save_checkpoint(
 
     The files go to a temporary directory that is renamed at the end, so a crash leaves the earlier checkpoints whole.
     A second checkpoint of one step (logs were ingested without learning) gets a number behind its name: it stands
-    beside the first until it is complete.
+    beside the first until it is complete. Later checkpoints than this one are those that `load_checkpoint` could not
+    read and passed over: they are renamed to `unreadable_...`, so that they do not come back, and never deleted.
     """
     directory.mkdir(parents=True, exist_ok=True)
     final = directory / f"step_{step:012d}"
@@ -45,7 +49,11 @@ def save_checkpoint(
     if final.exists():  # what is left of one that was being deleted
         shutil.rmtree(final)
     os.replace(temporary, final)
-    for old in list_checkpoints(directory)[:-keep]:
+    found = list_checkpoints(directory)
+    own = found.index(final)
+    for later in found[own + 1 :]:
+        os.replace(later, directory / f"unreadable_{later.name}_{time.time_ns()}")
+    for old in found[: own + 1][:-keep]:
         shutil.rmtree(old)
     return final
 
@@ -58,11 +66,17 @@ def list_checkpoints(directory: Path) -> list[Path]:
     return sorted(whole)
 
 
-def load_checkpoint(directory: Path) -> tuple[dict[str, Any], Path]:
-    """State of the newest checkpoint and the path of its replay file.
+def load_checkpoint(directory: Path, load_replay: Callable[[Path], None] | None = None) -> tuple[dict[str, Any], Path]:
+    """State of the newest readable checkpoint and the path of its replay file.
+
+    A damaged one is passed over with a warning that names it: the one before is kept for this.
+
+    Args:
+        load_replay: Reads the replay file; if it fails, the checkpoint counts as damaged. None leaves the replay alone.
 
     Raises:
-        ConfigError: there is no checkpoint, or it cannot be read.
+        ConfigError: there is no checkpoint, or none can be read.
+        MpoRobotError: `load_replay` says that the replay does not fit the run. An earlier one would not either.
     """
     found = list_checkpoints(directory)
     if not found:
@@ -70,11 +84,24 @@ def load_checkpoint(directory: Path) -> tuple[dict[str, Any], Path]:
             f"no checkpoint in {directory}: the run has not saved one yet (one is saved at the end of the warm-up). "
             "If it was stopped before, train in the same folder again without --resume"
         )
-    try:
-        state = torch.load(found[-1] / STATE_FILE, weights_only=True)
-    except Exception as error:  # torch raises many types for a damaged file
-        raise ConfigError(f"cannot read checkpoint {found[-1]}: {error}") from error
-    return state, found[-1] / REPLAY_FILE
+    problems: list[str] = []
+    for path in reversed(found):
+        try:
+            state = torch.load(path / STATE_FILE, weights_only=True)
+            if load_replay is not None:
+                load_replay(path / REPLAY_FILE)
+        except MpoRobotError:
+            raise
+        except Exception as error:  # torch and NumPy raise many types for a damaged file
+            problems.append(f"{path} ({(str(error).strip().splitlines() or [type(error).__name__])[0]})")
+            continue
+        if problems:
+            _log.warning("cannot read checkpoint %s: going on from %s instead", ", ".join(problems), path.name)
+        return state, path / REPLAY_FILE
+    raise ConfigError(
+        f"cannot read checkpoint {', nor '.join(problems)}. There is no other: remove or move "
+        f"{'this folder' if len(problems) == 1 else 'these folders'} to begin anew"
+    )
 
 
 def rng_to_json(rng: np.random.Generator) -> str:

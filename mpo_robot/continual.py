@@ -72,7 +72,11 @@ class ContinualLearner:
         self.spec = folder.spec()
         self.checkpoints = folder.learn_checkpoints
         sizes = (self.spec.observation_size, self.spec.action_size)
-        base, replay_file = load_checkpoint(folder.checkpoints)
+        self.simulated_replay: SequenceReplay | None = None
+        if config.use_simulated_data:
+            self.simulated_replay = SequenceReplay(training.replay_capacity, *sizes)
+        load_simulated = None if self.simulated_replay is None else self.simulated_replay.load
+        base, _ = load_checkpoint(folder.checkpoints, load_simulated)
         self.learner = Learner(*sizes, learner_config, seed=0)
         self.real_replay = SequenceReplay(config.real_capacity, *sizes)
         self.rng = np.random.default_rng(0)
@@ -83,11 +87,7 @@ class ContinualLearner:
         self._return_scale_state = base["return_scale"]
         self.learner.load_state_dict(base["learner"])
         if list_checkpoints(self.checkpoints):
-            self._restore(*load_checkpoint(self.checkpoints))
-        self.simulated_replay: SequenceReplay | None = None
-        if config.use_simulated_data:
-            self.simulated_replay = SequenceReplay(training.replay_capacity, *sizes)
-            self.simulated_replay.load(replay_file)
+            self._restore(load_checkpoint(self.checkpoints, self.real_replay.load)[0])
         self.normalizer = normalizer_from_state(self._normalizer_state, self.spec.observation_size)
         self.reward_scale = 1.0
         bound = learner_config.return_scale_bound
@@ -96,7 +96,7 @@ class ContinualLearner:
             scale.load_state_dict(self._return_scale_state)
             self.reward_scale = scale.scale
 
-    def _restore(self, state: dict[str, Any], replay_file: Any) -> None:
+    def _restore(self, state: dict[str, Any]) -> None:
         if int(state["environment_steps"]) < self._base_steps:
             raise ConfigError(
                 f"{self.folder.path} was trained on to step {self._base_steps:,} after logs had been learnt from at "
@@ -109,7 +109,6 @@ class ContinualLearner:
         self.real_steps = int(state["real_steps"])
         self._normalizer_state = state["normalizer"]
         self._return_scale_state = state["return_scale"]
-        self.real_replay.load(replay_file)
 
     def ingest(self, name: str, episodes: Sequence[Episode]) -> int:
         """Add the validated episodes of one log and note its name in the ledger; returns the number of steps."""

@@ -214,10 +214,9 @@ class Trainer:
         save_checkpoint(self.folder.checkpoints, self.environment_steps, self.state_dict(), self.replay.save)
 
     def resume(self) -> None:
-        """Restore the newest checkpoint of the run folder; training then goes on exactly as without a stop."""
-        state, replay_file = load_checkpoint(self.folder.checkpoints)
+        """Restore the newest readable checkpoint of the run folder; training goes on exactly as without a stop."""
+        state, _ = load_checkpoint(self.folder.checkpoints, self.replay.load)
         self.load_state_dict(state)
-        self.replay.load(replay_file)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the replay's rows."""

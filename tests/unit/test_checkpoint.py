@@ -16,7 +16,7 @@ def save(directory, step, value=1.0):
 
 
 def test_the_newest_of_two_kept_checkpoints_is_loaded(tmp_path):
-    for step in (100, 20, 3000):
+    for step in (20, 100, 3000):
         save(tmp_path, step, float(step))
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_000000000100", "step_000000003000"]
     state, replay = load_checkpoint(tmp_path)
@@ -77,6 +77,62 @@ def test_no_checkpoint_and_a_damaged_one_are_clear_errors(tmp_path):
     (save(tmp_path, 1) / "state.pt").write_bytes(b"garbage")
     with pytest.raises(ConfigError, match="cannot read checkpoint"):
         load_checkpoint(tmp_path)
+
+
+def load_bytes(path):
+    """Stands in for a replay's `load`."""
+    if path.read_bytes() != b"replay":
+        raise ValueError("not a replay")
+
+
+@pytest.mark.parametrize("damaged", ["state.pt", "replay.npz"])
+def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog, damaged):
+    save(tmp_path, 1, 1.0)
+    newest = save(tmp_path, 2, 2.0)
+    assert load_checkpoint(tmp_path, load_bytes)[0]["value"].item() == 2.0
+    assert not caplog.records
+    (newest / damaged).write_bytes(b"garbage")
+    state, replay = load_checkpoint(tmp_path, load_bytes)
+    assert state["value"].item() == 1.0
+    assert replay == tmp_path / "step_000000000001" / "replay.npz"
+    assert str(newest) in caplog.text
+    assert "step_000000000001" in caplog.text
+
+
+def test_without_need_of_the_replay_its_damage_does_not_matter(tmp_path, caplog):
+    save(tmp_path, 1, 1.0)
+    (save(tmp_path, 2, 2.0) / "replay.npz").write_bytes(b"garbage")
+    assert load_checkpoint(tmp_path)[0]["value"].item() == 2.0
+    assert not caplog.records
+
+
+def test_a_checkpoint_that_was_passed_over_is_set_aside_by_the_next_save(tmp_path):
+    save(tmp_path, 10, 1.0)
+    (save(tmp_path, 20, 2.0) / "state.pt").write_bytes(b"garbage")
+    save(tmp_path, 15, 3.0)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_000000000010", "step_000000000015"]
+    assert load_checkpoint(tmp_path)[0]["value"].item() == 3.0
+    assert len(list(tmp_path.glob("unreadable_step_000000000020*/state.pt"))) == 1
+
+
+def test_when_no_checkpoint_is_readable_all_are_named(tmp_path):
+    paths = [save(tmp_path, step) for step in (1, 2)]
+    for path in paths:
+        (path / "state.pt").write_bytes(b"garbage")
+    with pytest.raises(ConfigError, match="remove or move these folders") as caught:
+        load_checkpoint(tmp_path)
+    assert all(str(path) in str(caught.value) for path in paths)
+
+
+def test_a_replay_that_does_not_fit_the_run_is_no_damage(tmp_path):
+    for step in (1, 2):
+        save(tmp_path, step)
+
+    def refuse(path):
+        raise ConfigError("another capacity")
+
+    with pytest.raises(ConfigError, match="another capacity"):
+        load_checkpoint(tmp_path, refuse)
 
 
 class Bomb:

@@ -150,3 +150,29 @@ def test_the_learner_gets_what_training_gave_it_normalised_states_and_scaled_rew
 
 def test_the_real_replay_has_the_configured_capacity(tmp_path):
     assert learner_of(make_run(tmp_path / "run"), real_capacity=30).real_replay.capacity == 30
+
+
+def test_a_damaged_real_replay_falls_back_to_the_round_before(tmp_path, caplog):
+    folder = make_run(tmp_path / "run")
+    learner = learner_of(folder)
+    for name in ("a.mcap", "b.mcap"):
+        learner.ingest(name, [make_episode(40, 9)])
+        learner.update()
+        learner.save()
+    newest = sorted(folder.learn_checkpoints.iterdir())[-1]
+    (newest / "replay.npz").write_bytes(b"garbage")
+    again = learner_of(folder)
+    assert again.ledger == ["a.mcap"]  # b is ingested again
+    assert len(again.real_replay) == 41
+    assert str(newest) in caplog.text
+
+
+def test_a_damaged_simulated_replay_falls_back_to_the_checkpoint_before(tmp_path, caplog):
+    folder = make_run(tmp_path / "run")
+    newer = make_run(tmp_path / "newer", environment_steps=900)
+    newest = (newer.checkpoints / "step_000000000900").rename(folder.checkpoints / "step_000000000900")
+    (newest / "replay.npz").write_bytes(b"garbage")
+    learner = learner_of(folder)
+    assert learner.policy().training["environment_steps"] == 200
+    assert len(learner.simulated_replay) == 204
+    assert str(newest) in caplog.text
