@@ -43,7 +43,7 @@ class StepRecord:
         action_modified: Safety, a fallback or a human changed the command: importance ratios do not apply.
         behavior_log_prob: Log density in nats of `policy_action` under the policy that sampled it, in normalised
             action space; NaN where none exists (deterministic policy, fallback, human).
-        reward: Reward of this step; NaN if it will be computed later.
+        reward: Reward of this step; NaN if it will be computed later, by the reward function of `learn`.
         terminated: The task ended with this step.
         truncated: The episode was cut after this step.
         next_observation: [O] after the action; the final observation on the last step.
@@ -119,8 +119,8 @@ class Episode:
         """Sum of rewards."""
         return float(self.rewards.sum(dtype=np.float64))
 
-    def validate(self, spec: PolicySpec) -> None:
-        """Check shapes, finiteness and the spec hash.
+    def validate(self, spec: PolicySpec, first_step: int = 0) -> None:
+        """Check shapes, finiteness and the spec hash; `first_step` is the number of the first step, for messages.
 
         Raises:
             EpisodeError: what is wrong, with the episode's name and the step.
@@ -143,38 +143,58 @@ class Episode:
                 raise EpisodeError(f"{name}: {label} has shape {array.shape}, expected {shape}")
             finite = np.isfinite(array.astype(np.float64)).reshape(len(array), -1).all(axis=1)
             if not finite.all():
-                raise EpisodeError(f"{name}: {label} holds NaN or infinity at step {int(np.argmin(finite))}")
+                raise EpisodeError(
+                    f"{name}: {label} holds NaN or infinity at step {first_step + int(np.argmin(finite))}"
+                )
 
 
 def episodes_from_records(records: Sequence[StepRecord], spec: PolicySpec) -> list[Episode]:
     """Turn the records of one log, in file order, into validated episodes.
 
-    A record whose `step_index` does not follow its predecessor's by one starts a new part, so a gap never joins two
-    states that were not consecutive. A part that does not end in `terminated` counts as truncated and bootstraps
+    Each part holds transitions that really followed each other. A new one starts where `step_index` does not grow by
+    one, where the observation is not, bit for bit, the `next_observation` of the step before, and behind a step
+    without a reward, which is left out. A part that does not end in `terminated` counts as truncated and bootstraps
     from its last `next_observation`.
 
     Raises:
         EpisodeError: spec hash, shape, finiteness or order is wrong; steps after `terminated`.
     """
     parts: list[list[StepRecord]] = []
+    previous: StepRecord | None = None
     for record in records:
-        previous = parts[-1][-1] if parts else None
-        if previous is not None and record.episode_id == previous.episode_id:
-            if record.step_index <= previous.step_index:
-                raise EpisodeError(
-                    f"{record.episode_id}: step {record.step_index} follows step {previous.step_index}: "
-                    "records are out of order or repeated"
-                )
-            if previous.terminated:
-                raise EpisodeError(f"{record.episode_id}: step {record.step_index} follows a terminated step")
-            if record.step_index == previous.step_index + 1 and not previous.truncated:
-                parts[-1].append(record)
-                continue
-        parts.append([record])
+        continues = previous is not None and _follows(record, previous)
+        if math.isnan(record.reward):
+            previous = record
+            continue
+        # A part can only go on behind its own last step: one without a reward may have come between.
+        if continues and parts and parts[-1][-1] is previous:
+            parts[-1].append(record)
+        else:
+            parts.append([record])
+        previous = record
     episodes = [_episode_from_part(part, spec) for part in parts]
-    for episode in episodes:
-        episode.validate(spec)
+    for episode, part in zip(episodes, parts):
+        episode.validate(spec, part[0].step_index)
     return episodes
+
+
+def _follows(record: StepRecord, previous: StepRecord) -> bool:
+    """Whether a record goes on from the state that the one before it ended in.
+
+    Raises:
+        EpisodeError: it cannot come behind it.
+    """
+    if record.episode_id != previous.episode_id:
+        return False
+    if record.step_index <= previous.step_index:
+        raise EpisodeError(
+            f"{record.episode_id}: step {record.step_index} follows step {previous.step_index}: "
+            "records are out of order or repeated"
+        )
+    if previous.terminated:
+        raise EpisodeError(f"{record.episode_id}: step {record.step_index} follows a terminated step")
+    same_state = record.observation.tobytes() == previous.next_observation.tobytes()
+    return record.step_index == previous.step_index + 1 and not previous.truncated and same_state
 
 
 def _episode_from_part(part: list[StepRecord], spec: PolicySpec) -> Episode:

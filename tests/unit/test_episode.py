@@ -107,12 +107,45 @@ def test_nan_is_refused_with_its_place(field):
     assert "NaN or infinity at step 3" in error(edit(records, 3, **{field: spoilt}))
 
 
-def test_nan_in_the_final_observation_and_in_a_reward_is_refused():
+def test_nan_in_the_final_observation_and_an_infinite_reward_are_refused():
     records = make_records(3)
     assert "observations holds NaN or infinity at step 3" in error(
         edit(records, 2, next_observation=np.float32([0, np.inf, 0]))
     )
-    assert "rewards holds NaN or infinity at step 1" in error(edit(records, 1, reward=math.nan))
+    assert "rewards holds NaN or infinity at step 1" in error(edit(records, 1, reward=math.inf))
+
+
+def test_a_step_without_a_reward_cuts_the_sequence_there_like_a_missing_one():
+    records = make_records(6)
+    cut = episodes_from_records(edit(records, 2, reward=math.nan), SPEC)
+    missing = episodes_from_records([*records[:2], *records[3:]], SPEC)
+    assert [len(part) for part in cut] == [2, 3]
+    for left, right in zip(cut, missing):
+        for field in ("observations", "actions", "rewards", "behavior_log_probs"):
+            np.testing.assert_array_equal(getattr(left, field), getattr(right, field))
+    assert not cut[0].terminated
+
+
+def test_steps_without_a_reward_at_the_ends_are_left_out_and_order_is_checked_through_them():
+    records = make_records(5)
+    open_ends = edit(edit(edit(records, 0, reward=math.nan), 1, reward=math.nan), 4, reward=math.nan, terminated=True)
+    (part,) = episodes_from_records(open_ends, SPEC)
+    np.testing.assert_array_equal(part.rewards, np.float32([records[2].reward, records[3].reward]))
+    assert not part.terminated  # the terminated step is not in it: it bootstraps from the state before
+    assert episodes_from_records([dataclasses.replace(record, reward=math.nan) for record in records], SPEC) == []
+    unknown = edit(records, 2, reward=math.nan)
+    assert "out of order or repeated" in error([*unknown[:3], unknown[1], *unknown[3:]])
+    assert "follows a terminated step" in error(edit(unknown, 2, reward=math.nan, terminated=True))
+
+
+def test_an_observation_that_is_not_the_state_before_it_starts_a_new_part():
+    records = make_records(5)
+    other = records[3].observation.copy()
+    other[0] = np.nextafter(other[0], np.float32(np.inf))  # one unit in the last place
+    first, second = episodes_from_records(edit(records, 3, observation=other), SPEC)
+    assert (len(first), len(second)) == (3, 2)
+    np.testing.assert_array_equal(first.observations[-1], records[2].next_observation)
+    np.testing.assert_array_equal(second.observations[0], other)
 
 
 def test_nan_in_a_sample_that_was_not_sent_does_no_harm():
