@@ -1,17 +1,19 @@
 """`ActorCritic`: what every off-policy learner here shares. Optimisers, target networks, checkpoints.
 
-A subclass gives the losses (`backward`). Axes: B sequences, L steps.
+A subclass gives the losses (`backward`), the names of its metrics and the way its policy acts. `learners.make_learner`
+chooses the subclass. Axes: B sequences, L steps, O observation size, A action size.
 """
 
 from __future__ import annotations
 
 import abc
 import copy
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from mpo_robot.acting import FloatArray, SampledAction
 from mpo_robot.mpo_config import LearnerConfig
 from mpo_robot.networks import flat_gradient, flatten_parameters
 from mpo_robot.replay import SequenceBatch
@@ -37,10 +39,26 @@ class TensorBatch(NamedTuple):
         return TensorBatch(*(torch.from_numpy(array) for array in batch))
 
 
+class Actor(Protocol):
+    """How a policy acts in the training loop, on one normalised observation [O] at a time."""
+
+    def distribution(self, observation: FloatArray) -> tuple[FloatArray, Any]:
+        """The action [A] of evaluations (mean or most probable), and what else describes the policy there."""
+        ...
+
+    def sample(self, observation: FloatArray, noise: FloatArray) -> SampledAction:
+        """Action made of standard-normal `noise` [A], as the replay stores it, and its exact log density in nats."""
+        ...
+
+
 class ActorCritic(abc.ABC):
     """Policy, critic and dual variables in training.
 
     Inputs are batches with observations already normalised and rewards in reward units.
+
+    Attributes:
+        metric_names: Fields of what `update` returns, the same for the whole run.
+        online_policy: Network that acts.
 
     Args:
         config: Learning rates, gradient bound and the refresh of the target networks.
@@ -49,6 +67,9 @@ class ActorCritic(abc.ABC):
         duals: Temperatures and multipliers; may have no parameters.
         seed: Seeds the sampling of actions.
     """
+
+    metric_names: ClassVar[tuple[str, ...]]
+    online_policy: nn.Module
 
     def __init__(self, config: LearnerConfig, policy: nn.Module, critic: nn.Module, duals: nn.Module, seed: int):
         self.config = config
@@ -69,6 +90,10 @@ class ActorCritic(abc.ABC):
         }
         self.generator = torch.Generator().manual_seed(seed)
         self.learner_steps = 0
+
+    @abc.abstractmethod
+    def actor(self) -> Actor:
+        """The online policy in NumPy; it shares the parameters, so it always acts with the newest ones."""
 
     @abc.abstractmethod
     def backward(self, batch: SequenceBatch, reward_scale: float = 1.0, want_metrics: bool = False) -> Any:

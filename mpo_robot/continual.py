@@ -16,7 +16,7 @@ import numpy as np
 from mpo_robot.checkpoint import list_checkpoints, load_checkpoint, rng_from_json, rng_to_json, save_checkpoint
 from mpo_robot.episode import Episode
 from mpo_robot.errors import ConfigError
-from mpo_robot.learner import Learner, Metrics
+from mpo_robot.learners import make_learner
 from mpo_robot.mpo_config import LearnerConfig
 from mpo_robot.normalization import ReturnScale
 from mpo_robot.policy_io import LoadedPolicy, normalizer_from_state
@@ -77,7 +77,7 @@ class ContinualLearner:
             self.simulated_replay = SequenceReplay(training.replay_capacity, *sizes)
         load_simulated = None if self.simulated_replay is None else self.simulated_replay.load
         base, _ = load_checkpoint(folder.checkpoints, load_simulated)
-        self.learner = Learner(*sizes, learner_config, seed=0)
+        self.learner = make_learner(self.spec, learner_config, seed=0)
         self.real_replay = SequenceReplay(config.real_capacity, *sizes)
         self.rng = np.random.default_rng(0)
         self.ledger: list[str] = []  # names of ingested logs
@@ -121,7 +121,7 @@ class ContinualLearner:
         self.ledger.append(name)
         return steps
 
-    def update(self, want_metrics: bool = False) -> Metrics | None:
+    def update(self, want_metrics: bool = False) -> Any:
         """One learner update on a mixed batch."""
         config = self.learner.config
         batch = sample_mixed(
@@ -157,4 +157,4 @@ class ContinualLearner:
             "learner_steps": self.learner.learner_steps,
             "real_steps": self.real_steps,
         }
-        return LoadedPolicy(self.learner.online_policy, self.normalizer, self.spec, training)
+        return LoadedPolicy(self.learner.online_policy, self.normalizer, self.spec, training, self.learner.actor())

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor, nn
 
 from mpo_robot.errors import ExportError
-from mpo_robot.networks import GaussianPolicy
 from mpo_robot.normalization import RunningNormalizer
 from mpo_robot.specs import PolicySpec
 from mpo_robot.types import FloatArray
@@ -50,7 +49,7 @@ class ExportedPolicy(nn.Module):
     command_center: Tensor
     command_half_range: Tensor
 
-    def __init__(self, policy: GaussianPolicy, normalizer: RunningNormalizer | None, spec: PolicySpec) -> None:
+    def __init__(self, policy: nn.Module, normalizer: RunningNormalizer | None, spec: PolicySpec) -> None:
         super().__init__()
         self.policy = policy
         size = spec.observation_size
@@ -76,7 +75,7 @@ class ExportedPolicy(nn.Module):
 
 
 def export_policy(
-    policy: GaussianPolicy,
+    policy: nn.Module,
     normalizer: RunningNormalizer | None,
     spec: PolicySpec,
     path: Path,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mpo_robot.learner import Metrics
 from mpo_robot.run_folder import CsvLog
 
 COUNTER_COLUMNS = ("environment_steps", "learner_steps", "wall_time_s")
-METRIC_COLUMNS = (*COUNTER_COLUMNS, "steps_per_second", "episode_return", *Metrics._fields)
 EVALUATION_COLUMNS = (*COUNTER_COLUMNS, "return_mean", "return_std", "return_min", "return_max", "episodes")
+
+
+def metric_columns(learner_metrics: Sequence[str]) -> tuple[str, ...]:
+    """Header of metrics.csv for a learner with these metrics."""
+    return (*COUNTER_COLUMNS, "steps_per_second", "episode_return", *learner_metrics)
 
 
 class MetricsWriter:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from torch import nn
+
+from mpo_robot.actor_critic import Actor
 from mpo_robot.checkpoint import list_checkpoints, load_checkpoint
-from mpo_robot.learner import Learner
+from mpo_robot.learners import make_learner
 from mpo_robot.mpo_config import LearnerConfig
-from mpo_robot.networks import GaussianPolicy
 from mpo_robot.normalization import RunningNormalizer
 from mpo_robot.run_folder import RunFolder
 from mpo_robot.specs import PolicySpec
@@ -16,10 +18,11 @@ from mpo_robot.specs import PolicySpec
 class LoadedPolicy(NamedTuple):
     """A trained policy with what is needed to use it."""
 
-    policy: GaussianPolicy
+    policy: nn.Module
     normalizer: RunningNormalizer | None
     spec: PolicySpec
     training: dict[str, Any]
+    actor: Actor
 
 
 def load_policy(folder: RunFolder, config: LearnerConfig) -> LoadedPolicy:
@@ -34,7 +37,7 @@ def load_policy(folder: RunFolder, config: LearnerConfig) -> LoadedPolicy:
         learnt, _ = load_checkpoint(folder.learn_checkpoints)
         if learnt["environment_steps"] >= state["environment_steps"]:
             state = learnt
-    learner = Learner(spec.observation_size, spec.action_size, config, seed=0)
+    learner = make_learner(spec, config, seed=0)
     learner.load_state_dict(state["learner"])
     normalizer = normalizer_from_state(state["normalizer"], spec.observation_size)
     training = {
@@ -43,7 +46,7 @@ def load_policy(folder: RunFolder, config: LearnerConfig) -> LoadedPolicy:
         "learner_steps": state["learner"]["learner_steps"],
         "real_steps": state.get("real_steps", 0),
     }
-    return LoadedPolicy(learner.online_policy, normalizer, spec, training)
+    return LoadedPolicy(learner.online_policy, normalizer, spec, training, learner.actor())
 
 
 def normalizer_from_state(state: dict[str, Any] | None, size: int) -> RunningNormalizer | None:

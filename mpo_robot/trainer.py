@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from mpo_robot.acting import NumpyActor, SampledAction, uniform_action
+from mpo_robot.acting import SampledAction, uniform_action
 from mpo_robot.checkpoint import load_checkpoint, rng_from_json, rng_to_json, save_checkpoint
 from mpo_robot.evaluation import Evaluation, evaluate
 from mpo_robot.exploration import ColoredNoise
-from mpo_robot.learner import Learner
-from mpo_robot.metrics import EVALUATION_COLUMNS, METRIC_COLUMNS, MetricsWriter
+from mpo_robot.learners import make_learner
+from mpo_robot.metrics import EVALUATION_COLUMNS, MetricsWriter, metric_columns
 from mpo_robot.mpo_config import LearnerConfig
 from mpo_robot.normalization import ReturnScale, RunningNormalizer
 from mpo_robot.replay import SequenceReplay
@@ -57,12 +57,12 @@ class Trainer:
         self.config = training
         self.folder = folder
         self.seed = seed
-        self.learner = Learner(spec.observation_size, spec.action_size, learner, seed)
+        self.learner = make_learner(spec, learner, seed)
         self.replay = SequenceReplay(training.replay_capacity, spec.observation_size, spec.action_size)
         self.normalizer = RunningNormalizer(spec.observation_size) if training.normalize_observations else None
         bound = learner.return_scale_bound
         self.return_scale = None if bound is None else ReturnScale(learner.discount, bound)
-        self.actor = NumpyActor(self.learner.online_policy)
+        self.actor = self.learner.actor()
         self.noise = ColoredNoise(spec.action_size, training.noise_color)
         self.rng = np.random.default_rng(seed)
         self.environment_steps = 0
@@ -92,7 +92,7 @@ class Trainer:
             on_progress: Called with the environment steps after each `log_period`.
         """
         resume_step = self.environment_steps or None
-        metrics_log = CsvLog(self.folder.metrics_file, METRIC_COLUMNS, resume_step)
+        metrics_log = CsvLog(self.folder.metrics_file, metric_columns(self.learner.metric_names), resume_step)
         evaluations_log = CsvLog(self.folder.evaluations_file, EVALUATION_COLUMNS, resume_step)
         writer = MetricsWriter(metrics_log, evaluations_log, self.folder.tensorboard, resume_step)
         if self.observation is None:

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from deploy.onnx_policy import OnnxPolicy
-from mpo_robot.acting import NumpyActor
 from mpo_robot.cli.settings import load_run_config
 from mpo_robot.config import build
 from mpo_robot.errors import ConfigError
@@ -70,7 +69,7 @@ def _load(path: Path) -> tuple[Callable[[FloatArray], FloatArray], PolicySpec, E
         folder.require()
         config = load_run_config(folder.config_file)
         loaded = load_policy(folder, config.learner)
-        actor, normalizer = NumpyActor(loaded.policy), loaded.normalizer
+        actor, normalizer = loaded.actor, loaded.normalizer
 
         def act(observation: FloatArray) -> FloatArray:
             return actor.distribution(observation if normalizer is None else normalizer(observation))[0]

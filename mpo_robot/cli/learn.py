@@ -17,10 +17,9 @@ from mpo_robot.compute import configure_compute
 from mpo_robot.config import load_config
 from mpo_robot.continual import ContinualLearner, LearnConfig
 from mpo_robot.export import export_policy
-from mpo_robot.learner import Metrics
 from mpo_robot.run_folder import CsvLog, RunFolder
 
-COLUMNS = ("real_steps", "learner_steps", "logs", "real_return_mean", "policy_version", *Metrics._fields)
+COLUMNS = ("real_steps", "learner_steps", "logs", "real_return_mean", "policy_version")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     learn_config = load_config(LearnConfig, {}, args.overrides)
     learner = ContinualLearner(folder, config.learner, config.training, learn_config)
     registry = None if args.no_publish else PolicyRegistry(args.publish or folder.policies)
-    table = CsvLog(folder.path / "learn.csv", COLUMNS)
+    table = CsvLog(folder.path / "learn.csv", (*COLUMNS, *learner.learner.metric_names))
     print(
         f"Learning from {args.logs} into {folder.path}: {learn_config.real_fraction:.0%} real data per batch, "
         f"{len(learner.ledger)} logs known ({learner.real_steps} steps)"
@@ -83,7 +82,7 @@ def learn_round(
 ) -> None:
     """Updates for `new_steps` new real steps, then save, then publish."""
     updates = learner.config.updates_for(new_steps)
-    metrics: Metrics | None = None
+    metrics = None
     for index in trange(updates, unit="update", disable=quiet, file=sys.stderr):
         metrics = learner.update(want_metrics=index == updates - 1)
     learner.save()

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from mpo_robot.errors import ConfigError
-from mpo_robot.metrics import EVALUATION_COLUMNS, METRIC_COLUMNS, MetricsWriter
+from mpo_robot.metrics import EVALUATION_COLUMNS, MetricsWriter, metric_columns
 from mpo_robot.run_folder import CsvLog, RunFolder, run_record, write_atomically
 from tests.support.point_environment import SPEC
 
@@ -130,7 +130,10 @@ def test_on_resume_rows_after_the_checkpoint_go_and_columns_follow_the_program(t
 def test_the_writer_fills_both_files_and_tensorboard(tmp_path):
     metrics, evaluations = tmp_path / "metrics.csv", tmp_path / "evaluations.csv"
     writer = MetricsWriter(
-        CsvLog(metrics, METRIC_COLUMNS), CsvLog(evaluations, EVALUATION_COLUMNS), tmp_path / "tensorboard", None
+        CsvLog(metrics, metric_columns(["loss_critic"])),
+        CsvLog(evaluations, EVALUATION_COLUMNS),
+        tmp_path / "tensorboard",
+        None,
     )
     writer.metrics({"environment_steps": 100, "loss_critic": 0.5})
     writer.evaluation({"environment_steps": 100, "return_mean": 12.0})
