@@ -140,6 +140,17 @@ def dump_yaml(config: Any) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False)
 
 
+def differences(before: Any, after: Any, path: str = "") -> dict[str, list[Any]]:
+    """What differs between two configs of a kind: `section.key` -> [value before, value after], as in YAML."""
+    left, right = to_dict(before), to_dict(after)
+    if not (_is_mapping(left) and _is_mapping(right)):
+        return {} if left == right else {path: [left, right]}
+    result: dict[str, list[Any]] = {}
+    for key in dict.fromkeys((*left, *right)):
+        result |= differences(left.get(key), right.get(key), f"{path}.{key}" if path else str(key))
+    return result
+
+
 def _unknown_key(key: str, known: list[str], path: str) -> str:
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     hint = f"did you mean {path}{near[0]}?" if near else f"known keys: {', '.join(known)}"

@@ -62,6 +62,26 @@ class RunFolder:
         write_atomically(self.run_file, json.dumps(run_record(seed), indent=1))
         write_atomically(self.config_file, config_yaml)
 
+    def record_resume(self, environment_steps: int, changes: Mapping[str, Any], config_yaml: str) -> None:
+        """Add a resume to run.json: when, at which step, how and with which changed settings; keep those in force.
+
+        Args:
+            changes: `section.key` -> [value before, value after], so that run.json and config.yaml give every
+                configuration the run ever had.
+        """
+        record = json.loads(self.run_file.read_text()) if self.run_file.exists() else {}
+        session = run_record(record.get("seed", 0))
+        record.setdefault("resumed", []).append(
+            {
+                "environment_steps": environment_steps,
+                "changed_settings": dict(changes),
+                **{name: session[name] for name in ("command", "started_wall_time", "git", "versions")},
+            }
+        )
+        write_atomically(self.run_file, json.dumps(record, indent=1))
+        if changes:
+            write_atomically(self.config_file, config_yaml)
+
     def require(self) -> None:
         """Check that the folder holds a run.
 

@@ -15,6 +15,7 @@ import torch
 
 from mpo_robot.acting import SampledAction, uniform_action
 from mpo_robot.checkpoint import load_checkpoint, rng_from_json, rng_to_json, save_checkpoint
+from mpo_robot.errors import ConfigError
 from mpo_robot.evaluation import Evaluation, evaluate
 from mpo_robot.exploration import ColoredNoise
 from mpo_robot.learners import make_learner
@@ -214,9 +215,16 @@ class Trainer:
         save_checkpoint(self.folder.checkpoints, self.environment_steps, self.state_dict(), self.replay.save)
 
     def resume(self) -> None:
-        """Restore the newest readable checkpoint of the run folder; training goes on exactly as without a stop."""
+        """Restore the newest readable checkpoint of the run folder; training goes on exactly as without a stop.
+
+        Raises:
+            ConfigError: there is none, or it was made with settings that differ in more than values.
+        """
         state, _ = load_checkpoint(self.folder.checkpoints, self.replay.load)
-        self.load_state_dict(state)
+        try:
+            self.load_state_dict(state)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ConfigError(f"the checkpoint of {self.folder.path} does not fit the settings: {error}") from error
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the replay's rows."""
@@ -237,7 +245,14 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict` exactly."""
+        """Restore `state_dict` exactly.
+
+        Raises:
+            ValueError: it was made with other networks, or with parts that this trainer lacks, or the other way round.
+        """
+        for name in ("normalizer", "return_scale"):
+            if (state[name] is None) != (getattr(self, name) is None):
+                raise ValueError(f"one has a {name.replace('_', ' ')}, the other has none")
         self.learner.load_state_dict(state["learner"])
         if self.normalizer is not None:
             self.normalizer.load_state_dict(state["normalizer"])

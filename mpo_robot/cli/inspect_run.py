@@ -25,7 +25,8 @@ def describe(path: Path) -> dict[str, Any]:
         "task": run.task,
         "seed": run.config.get("seed", 0),
         "started": run.record.get("started_wall_time"),
-        "progress": {name: _count(value) for name, value in run.progress.items()} or None,
+        "progress": _progress(run) or None,
+        "checkpoint_steps": run.checkpoint_steps,
         "last_evaluation": _last_row(run.evaluations, "return_mean"),
         "best_return": _best(run),
         "last_metrics": _last_row(run.metrics, "loss_critic"),
@@ -37,8 +38,33 @@ def describe(path: Path) -> dict[str, Any]:
         "machine": run.record.get("machine"),
         "git": run.record.get("git"),
         "command": " ".join(map(str, run.record.get("command", []))) or None,
+        "resumed": _resumed(run) or None,
         "config": run.config,
     }
+
+
+def _progress(run: RunData) -> dict[str, Any]:
+    """Newest counters; a run stopped between two rows of metrics.csv has got as far as its checkpoint."""
+    progress = {name: _count(value) for name, value in run.progress.items()}
+    if run.checkpoint_steps is not None:
+        progress["environment_steps"] = max(run.checkpoint_steps, progress.get("environment_steps", 0))
+    return progress
+
+
+def _resumed(run: RunData) -> list[dict[str, Any]]:
+    """One row per resume."""
+    rows = []
+    for entry in run.record.get("resumed", []):
+        changed = entry.get("changed_settings", {})
+        texts = [f"{key}: {before} -> {after}" for key, (before, after) in changed.items()]
+        rows.append(
+            {
+                "at_step": entry.get("environment_steps"),
+                "started": entry.get("started_wall_time"),
+                "changed_settings": "; ".join(texts) or None,
+            }
+        )
+    return rows
 
 
 def _interface(path: Path) -> dict[str, Any] | None:

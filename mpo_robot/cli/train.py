@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from mpo_robot.cli.settings import RunConfig, load_run_config
 from mpo_robot.compute import configure_compute
-from mpo_robot.config import dump_yaml
+from mpo_robot.config import differences, dump_yaml
 from mpo_robot.errors import ConfigError
 from mpo_robot.evaluation import Evaluation
 from mpo_robot.run_folder import RunFolder
@@ -36,18 +36,30 @@ def run(args: argparse.Namespace) -> int:
     if args.resume is not None:
         folder = RunFolder(args.resume)
         folder.require()
+        earlier = load_run_config(folder.config_file)
         config = load_run_config(folder.config_file, args.overrides)
     else:
+        earlier = None
         config = load_run_config(args.config, args.overrides)
         folder = RunFolder(args.run or Path("runs") / f"{args.config.stem}-seed{config.seed}")
     with folder.in_use():
-        trainer = make_trainer(config, folder, resume=args.resume is not None)
+        trainer = make_trainer(config, folder, resume=args.resume is not None, earlier=earlier)
         run_trainer(trainer, config, quiet=args.quiet)
     return 0
 
 
-def make_trainer(config: RunConfig, folder: RunFolder, resume: bool = False) -> Trainer:
-    """A trainer with its environments; creates the run folder, or restores the newest checkpoint."""
+def make_trainer(
+    config: RunConfig, folder: RunFolder, resume: bool = False, earlier: RunConfig | None = None
+) -> Trainer:
+    """A trainer with its environments; creates the run folder, or restores the newest checkpoint.
+
+    Args:
+        earlier: With `resume`, the settings in force so far; changes to `config` are written to the run folder.
+
+    Raises:
+        ConfigError: the folder cannot be used, or the checkpoint does not fit the settings (the text names changed ones).
+    """
+    changes = {} if earlier is None else differences(earlier, config)
     configure_compute(config.training.threads)
     environment = make_environment(config.environment)
     evaluation_environment = make_environment(config.nominal_environment())
@@ -56,7 +68,14 @@ def make_trainer(config: RunConfig, folder: RunFolder, resume: bool = False) -> 
     trainer = Trainer(environment, evaluation_environment, config.training, config.learner, folder, config.seed)
     if resume:
         folder.spec().require_same(environment.spec, "the run", "the environment")
-        trainer.resume()
+        try:
+            trainer.resume()
+        except ConfigError as error:
+            if not changes:
+                raise
+            listed = ", ".join(f"{key} from {before} to {after}" for key, (before, after) in changes.items())
+            raise ConfigError(f"{error}. Changed were: {listed}") from error
+        folder.record_resume(trainer.environment_steps, changes, dump_yaml(config))
     return trainer
 
 

@@ -50,6 +50,11 @@ class RunData:
         return str(environment.get("task", "unknown task")) if isinstance(environment, Mapping) else "unknown task"
 
     @property
+    def checkpoint_steps(self) -> int | None:
+        """Environment steps of the newest checkpoint, where a resume goes on; None without one."""
+        return max((int(name.split("_")[1]) for name in self.checkpoints), default=None)
+
+    @property
     def progress(self) -> dict[str, float]:
         """Last known counters: `environment_steps`, `learner_steps`, `wall_time_s`; absent ones are left out."""
         result = {}

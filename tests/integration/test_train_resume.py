@@ -1,6 +1,7 @@
 """Training through the CLI's own code: resume repeats the uninterrupted run, Ctrl-C saves, bad input is refused."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -84,6 +85,39 @@ def test_a_run_stopped_before_its_first_checkpoint_is_started_again(tmp_path, ca
     assert main(command) == 2
     assert "already holds a run" in capsys.readouterr().err
     assert main(["train", "--resume", str(run), "--quiet"]) == 0
+
+
+def test_changed_settings_of_a_resume_are_kept_and_those_before_are_on_record(tmp_path, capsys):
+    run = tmp_path / "run"
+    start(run, ["training.total_steps=60"]).run()
+    before = load_run_config(run / "config.yaml")
+    assert main(["train", "--resume", str(run), "--quiet", "training.total_steps=75", "learner.discount=0.9"]) == 0
+    now = load_run_config(run / "config.yaml")
+    assert (now.training.total_steps, now.learner.discount) == (75, 0.9)
+    (session,) = json.loads((run / "run.json").read_text())["resumed"]
+    assert session["environment_steps"] == 60
+    changed = {"training.total_steps": [60, 75], "learner.discount": [before.learner.discount, 0.9]}
+    assert session["changed_settings"] == changed
+    capsys.readouterr()
+    assert main(["inspect", str(run), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["checkpoint_steps"] == facts["progress"]["environment_steps"] == 75  # the last metrics row is at 60
+    assert "learner.discount: 0.99 -> 0.9" in facts["resumed"][0]["changed_settings"]
+
+
+def test_a_resume_with_settings_that_do_not_fit_the_checkpoint_says_which(tmp_path, capsys):
+    run = tmp_path / "run"
+    start(run, ["training.total_steps=60"]).run()
+    config = (run / "config.yaml").read_text()
+    for override, text in (
+        ("learner.policy.hidden_sizes=[32]", "learner.policy.hidden_sizes from [16] to [32]"),
+        ("learner.return_scale_bound=null", "one has a return scale, the other has none"),
+        ("training.normalize_observations=false", "one has a normalizer, the other has none"),
+        ("training.replay_capacity=100", "training.replay_capacity from 150 to 100"),
+    ):
+        assert main(["train", "--resume", str(run), "--quiet", override]) == 2
+        assert text in capsys.readouterr().err
+        assert (run / "config.yaml").read_text() == config
 
 
 def test_metrics_after_a_crash_are_not_repeated(tmp_path):

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import pytest
 
-from mpo_robot.config import apply_overrides, build, dump_yaml, load_config, read_yaml, to_dict
+from mpo_robot.config import apply_overrides, build, differences, dump_yaml, load_config, read_yaml, to_dict
 from mpo_robot.errors import ConfigError
 
 
@@ -208,3 +208,10 @@ def test_dump_and_load_give_the_same_config(tmp_path):
     file.write_text(dump_yaml(config))
     assert load_config(Example, file) == config
     assert build(Example, to_dict(config)) == config
+
+
+def test_differences_name_each_setting_with_both_values():
+    before = {"a": {"b": 1, "c": [1, 2]}, "d": None}
+    after = {"a": {"b": 2, "c": [1, 2]}, "d": {"e": 1}}
+    assert differences(before, after) == {"a.b": [1, 2], "d": [None, {"e": 1}]}
+    assert differences(before, before) == {}

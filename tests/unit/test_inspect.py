@@ -121,11 +121,21 @@ def test_run(tmp_path, capsys):
     assert "discount  0.99" in text
 
 
+def test_the_step_of_the_newest_checkpoint_is_shown(tmp_path, capsys):
+    run = make_run(tmp_path / "run")
+    (run / "checkpoints" / "step_000000006100_000001").mkdir()
+    (run / "checkpoints" / "step_000000006100_000001" / "state.pt").touch()
+    facts = inspect_json(capsys, run)
+    assert facts["checkpoint_steps"] == facts["progress"]["environment_steps"] == 6100
+    assert facts["progress"]["learner_steps"] == 2800
+
+
 def test_a_run_that_has_only_begun(tmp_path, capsys):
     run = make_run(tmp_path / "run", metrics="environment_steps,learner_steps\n", evaluations=None)
     (run / "spec.json").unlink()
     facts = inspect_json(capsys, run)
-    assert facts["progress"] is facts["last_evaluation"] is facts["best_return"] is facts["interface"] is None
+    assert facts["progress"] == {"environment_steps": 6000}  # of the checkpoint
+    assert facts["last_evaluation"] is facts["best_return"] is facts["interface"] is None
 
 
 def test_registry_and_the_policies_of_a_run(tmp_path, capsys):
