@@ -1,7 +1,6 @@
-"""E-step and M-step of MPO for categorical policies: sums over all K actions instead of samples.
+"""MPO for discrete actions: all K actions instead of samples, so the prior is in the weights.
 
-The prior is in the weights, q(a|s) proportional to pi(a|s) exp(Q(s,a) / temperature), as it is in the dual: softmax(Q)
-alone would be the E-step of a uniform policy. Policies are given by logits of any offset. Axes: S states, K actions.
+Everything is computed from logits by log-softmax. Logits are finite. Axes: S states, K discrete actions (last).
 """
 
 from __future__ import annotations
@@ -11,94 +10,139 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mpo_robot.losses.mstep import KLPenalty, kl_penalty
+from mpo_robot.losses.exact_dual import exact_temperature
+from mpo_robot.losses.mstep import kl_penalty, soft_penalty
+from mpo_robot.losses.mstep_single import SingleMStep
 
 
 class CategoricalEStep(NamedTuple):
     """Parts of the E-step.
 
     Attributes:
-        weights: [S, K] q(a|s), sum over K is 1; no gradient.
+        normalized_weights: [S, K] q(a|s), sum over K is 1; no gradient.
         kl_nonparametric: [S] KL(q || pi_target) in nats, no gradient.
         loss_temperature: Scalar dual g(temperature); gradient flows to the temperature only.
     """
 
-    weights: Tensor
+    normalized_weights: Tensor
     kl_nonparametric: Tensor
     loss_temperature: Tensor
 
 
-class CategoricalMStep(NamedTuple):
-    """Parts of the M-step.
+def log_prob(logits: Tensor, action: Tensor) -> Tensor:
+    """Log probability in nats of integer actions [...] under logits [..., K]; returns [...]."""
+    return torch.log_softmax(logits, dim=-1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
 
-    Attributes:
-        loss_policy: Scalar cross-entropy -sum_a q log pi_online, nats; gradient flows to the online policy.
-        penalty: KL(pi_target || pi_online) with its multiplier.
-    """
 
-    loss_policy: Tensor
-    penalty: KLPenalty
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy in nats, [...] from [..., K]; between 0 and log K."""
+    log_probabilities = torch.log_softmax(logits, dim=-1)
+    return -(log_probabilities.exp() * log_probabilities).sum(dim=-1)
+
+
+def kl(target_logits: Tensor, online_logits: Tensor) -> Tensor:
+    """KL(target || online) in nats, [...] from [..., K]."""
+    log_target, log_online = torch.log_softmax(target_logits, dim=-1), torch.log_softmax(online_logits, dim=-1)
+    return (log_target.exp() * (log_target - log_online)).sum(dim=-1)
+
+
+def expected_value(q_values: Tensor, logits: Tensor) -> Tensor:
+    """E_pi Q(s, a), [...] from [..., K]: the bootstrap value, exact instead of sampled."""
+    return (torch.softmax(logits, dim=-1) * q_values).sum(dim=-1)
+
+
+def categorical_exact_temperature(
+    q_values: Tensor, target_logits: Tensor, epsilon: float, state_weights: Tensor
+) -> Tensor:
+    """[1] `exact_temperature` for q_values [S, K] with the target policy as prior; no gradient."""
+    return exact_temperature(q_values.T, epsilon, state_weights, torch.log_softmax(target_logits, dim=-1).T)
 
 
 def categorical_estep(
     q_values: Tensor, target_logits: Tensor, temperature: Tensor, epsilon: float, state_weights: Tensor
 ) -> CategoricalEStep:
-    """Weights q(a|s) and the dual g(eta) = eta epsilon + eta mean_s log sum_a pi(a|s) exp(Q(s, a) / eta).
+    """Weights q(a|s) proportional to pi_target(a|s) exp(Q(s, a) / temperature) over all actions, and their dual.
 
-    Abdolmaleki et al. 2018, equation 9, with the expectation over the target policy exact. At the dual's minimum the
-    mean KL(q || pi) equals `epsilon`. Computed with log-sum-exp, so that large values do not overflow.
+    Abdolmaleki et al. 2018, equation 8, and 9 with the integral over actions as a sum:
+    g(eta) = eta epsilon + eta mean_s log sum_a pi(a|s) exp(Q(s, a) / eta). Sampled actions carry pi in how often they
+    occur; here it must be a factor, or the weights would not depend on the policy that they are bound to.
 
     Args:
         q_values: [S, K] target critic's values; gradients are stopped here.
-        target_logits: [S, K] of the target policy; gradients are stopped here.
-        temperature: Scalar or [1], positive; receives the gradient of the dual.
-        epsilon: Bound on KL(q || pi) in nats.
-        state_weights: [S] non-negative, sum 1.
+        target_logits: [S, K]; gradients are stopped here.
+        temperature: Scalar or [1], positive; receives the gradient of the dual. With
+            `categorical_exact_temperature`'s, the exact form.
+        epsilon: Bound on KL(q || pi_target) in nats.
+        state_weights: [S], sum 1.
 
     Raises:
         ValueError: shapes do not fit.
     """
     if q_values.ndim != 2 or target_logits.shape != q_values.shape or state_weights.shape != q_values.shape[:1]:
         raise ValueError(
-            f"need q_values and target_logits [S, K] and state_weights [S], got {q_values.shape}, "
-            f"{target_logits.shape} and {state_weights.shape}"
+            "need q_values and target_logits [S, K] and state_weights [S], got "
+            f"{q_values.shape}, {target_logits.shape} and {state_weights.shape}"
         )
-    log_prior = target_logits.detach().log_softmax(dim=-1)
-    unnormalized = log_prior + q_values.detach() / temperature  # [S, K]
-    log_normalizer = torch.logsumexp(unnormalized, dim=-1)  # [S]
+    log_prior = torch.log_softmax(target_logits.detach(), dim=-1)
+    scaled = q_values.detach() / temperature  # [S, K]
+    log_normalizer = torch.logsumexp(log_prior + scaled, dim=-1)  # [S]
     loss = (temperature * (epsilon + state_weights @ log_normalizer)).sum()
-    log_weights = (unnormalized - log_normalizer.unsqueeze(-1)).detach()
-    weights = log_weights.exp()
-    return CategoricalEStep(weights, _kl(log_weights, log_prior), loss)
+    return CategoricalEStep(*_weights(log_prior, scaled.detach()), loss_temperature=loss)
+
+
+def soft_categorical_estep(q_values: Tensor, target_logits: Tensor, temperature: float | Tensor) -> CategoricalEStep:
+    """Weights with a fixed temperature, the price of the KL (Abdolmaleki et al. 2018, equation 6); no dual loss."""
+    log_prior = torch.log_softmax(target_logits.detach(), dim=-1)
+    scaled = (q_values / temperature).detach()
+    return CategoricalEStep(*_weights(log_prior, scaled), loss_temperature=scaled.new_zeros(()))
 
 
 def categorical_mstep(
     online_logits: Tensor,
     target_logits: Tensor,
-    weights: Tensor,
+    normalized_weights: Tensor,
     alpha: Tensor,
-    epsilon_policy: float,
+    epsilon: float,
     state_weights: Tensor,
-) -> CategoricalMStep:
-    """Cross-entropy to the E-step's weights under a bound on the mean KL(pi_target || pi_online).
+) -> SingleMStep:
+    """Cross-entropy -sum_s w_s sum_a q(a|s) log pi_online(a|s) under a bound on KL(target || online).
 
-    Abdolmaleki et al. 2018, equations 10 to 12.
+    Abdolmaleki et al. 2018, equation 12. Gradient flows to `online_logits` and, in the penalty, to `alpha`.
 
     Args:
-        online_logits: [S, K]; receives the gradient.
+        online_logits: [S, K].
         target_logits: [S, K]; gradients are stopped here.
-        weights: [S, K] q(a|s).
-        alpha: [1] positive multiplier of the KL.
-        epsilon_policy: Bound in nats.
-        state_weights: [S] non-negative, sum 1.
+        normalized_weights: [S, K] of the E-step.
+        alpha: [1] positive multiplier.
+        epsilon: Bound in nats.
+        state_weights: [S], sum 1.
     """
-    log_online, log_target = online_logits.log_softmax(dim=-1), target_logits.detach().log_softmax(dim=-1)
-    loss = -(state_weights @ (weights.detach() * log_online).sum(dim=-1))
-    kl = _kl(log_target, log_online).unsqueeze(-1)  # [S, 1]
-    return CategoricalMStep(loss, kl_penalty(kl, alpha, epsilon_policy, state_weights))
+    divergence = kl(target_logits.detach(), online_logits).unsqueeze(-1)  # [S, 1]
+    return SingleMStep(
+        cross_entropy(online_logits, normalized_weights, state_weights),
+        kl_penalty(divergence, alpha, epsilon, state_weights),
+    )
 
 
-def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) in nats, [S] from [S, K]; an action of probability 0 under p adds nothing."""
-    p = log_p.exp()
-    return torch.where(p > 0.0, p * (log_p - log_q), torch.zeros_like(p)).sum(dim=-1)
+def soft_categorical_mstep(
+    online_logits: Tensor, target_logits: Tensor, normalized_weights: Tensor, kl_weight: float, state_weights: Tensor
+) -> SingleMStep:
+    """`categorical_mstep` with a fixed price of the KL instead of a bound (equation 11)."""
+    divergence = kl(target_logits.detach(), online_logits).unsqueeze(-1)  # [S, 1]
+    return SingleMStep(
+        cross_entropy(online_logits, normalized_weights, state_weights),
+        soft_penalty(divergence, kl_weight, state_weights),
+    )
+
+
+def cross_entropy(online_logits: Tensor, normalized_weights: Tensor, state_weights: Tensor) -> Tensor:
+    """-sum_s w_s sum_a q(a|s) log pi_online(a|s), a scalar in nats; gradient flows to `online_logits` only."""
+    log_online = torch.log_softmax(online_logits, dim=-1)
+    return -(state_weights @ (normalized_weights.detach() * log_online).sum(dim=-1))
+
+
+def _weights(log_prior: Tensor, scaled: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights [S, K] proportional to exp(log_prior + scaled) and their KL from the prior, [S]."""
+    log_weights = torch.log_softmax(log_prior + scaled, dim=-1)
+    weights = log_weights.exp()
+    return weights, (weights * (log_weights - log_prior)).sum(dim=-1)
