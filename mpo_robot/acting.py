@@ -58,22 +58,40 @@ class NumpyActor:
         self._layers = layers_of(policy.torso)
         self._head_weight = policy.head.weight.detach().numpy()
         self._head_bias = policy.head.bias.detach().numpy()
-        self._min_stddev = policy.config.min_stddev
+        self._min_stddev = np.float32(policy.config.min_stddev)
         self._tanh_mean = policy.config.tanh_mean
+        self._size = policy.action_size
+        self._below = np.tril_indices(self._size, -1) if policy.config.covariance == "full" else None
 
     def distribution(self, observation: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Mean and standard deviation, each [A]."""
-        hidden = run_layers(self._layers, observation)
-        mean, raw_stddev = np.split(self._head_weight @ hidden + self._head_bias, 2)
+        """Mean and standard deviation (the marginal one), each [A]."""
+        mean, scale = self._parameters(observation)
+        return mean, scale if scale.ndim == 1 else np.sqrt(np.square(scale).sum(axis=1))
+
+    def _parameters(self, observation: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Mean [A], and standard deviation [A] or Cholesky factor [A, A]."""
+        output = self._head_weight @ run_layers(self._layers, observation) + self._head_bias
+        mean, raw = output[: self._size], output[self._size : 2 * self._size]
         mean = np.tanh(mean) if self._tanh_mean else mean
-        return mean, np.logaddexp(raw_stddev, np.float32(0.0)) + np.float32(self._min_stddev)
+        scale = np.logaddexp(raw, np.float32(0.0)) + self._min_stddev
+        if self._below is None:
+            return mean, scale
+        scale_tril = np.diag(scale)
+        scale_tril[self._below] = output[2 * self._size :]
+        return mean, scale_tril
 
     def sample(self, observation: FloatArray, noise: FloatArray) -> SampledAction:
         """Action of standard-normal `noise` [A] and its exact log density."""
-        mean, stddev = self.distribution(observation)
-        action = (mean + stddev * noise).astype(np.float32, copy=False)
-        standardized = (action.astype(np.float64) - mean) / stddev
-        density = 0.5 * standardized @ standardized + np.log(stddev.astype(np.float64)).sum()
+        mean, scale = self._parameters(observation)
+        offset = scale * noise if scale.ndim == 1 else scale @ noise
+        action = (mean + offset).astype(np.float32, copy=False)
+        difference = action.astype(np.float64) - mean  # of the action as it was rounded
+        exact = scale.astype(np.float64)
+        if exact.ndim == 1:
+            standardized, diagonal = difference / exact, exact
+        else:
+            standardized, diagonal = np.linalg.solve(exact, difference), np.diagonal(exact)
+        density = 0.5 * standardized @ standardized + np.log(diagonal).sum()
         return SampledAction(action, -float(density) - _HALF_LOG_TWO_PI * len(mean))
 
 

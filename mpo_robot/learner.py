@@ -5,7 +5,7 @@ Axes: B sequences, L steps, S = B * (L + 1) states, N sampled actions, A action 
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -14,10 +14,10 @@ from torch.nn import functional
 from mpo_robot.acting import NumpyActor
 from mpo_robot.actor_critic import ActorCritic, TensorBatch
 from mpo_robot.duals import Duals
+from mpo_robot.families import FAMILIES, policy_mstep, weighted_moments
 from mpo_robot.losses.estep import EStep, nonparametric_estep, out_of_bounds_cost
 from mpo_robot.losses.exact_dual import exact_temperature
-from mpo_robot.losses.gaussian import entropy, log_prob
-from mpo_robot.losses.mstep import Gaussian, MStep, NoiseMoments, decoupled_mstep, noise_moments
+from mpo_robot.losses.mstep import MStep
 from mpo_robot.losses.returns import off_policy_returns
 from mpo_robot.mpo_config import LearnerConfig
 from mpo_robot.networks import CriticEnsemble, GaussianPolicy
@@ -31,7 +31,7 @@ class TargetPass(NamedTuple):
     The same sampled actions serve the E-step and E_pi Q of the Retrace target.
     """
 
-    policy: Gaussian  # [S, A] each
+    policy: Any  # `Gaussian` or `FullGaussian` of S states
     noise: Tensor  # [N, S, A]
     actions: Tensor  # [N, S, A], not clipped
     q_values: Tensor  # [N, S]
@@ -76,6 +76,7 @@ class Learner(ActorCritic):
             self.online_policy = GaussianPolicy(observation_size, action_size, config.policy)
             self.online_critic = CriticEnsemble(observation_size, action_size, config.critic)
         self.duals = Duals(action_size, config.mpo)
+        self._family = FAMILIES[config.policy.covariance]
         super().__init__(config, self.online_policy, self.online_critic, self.duals, seed)
         self.target_policy = cast(GaussianPolicy, self._target_modules["policy"])
         self.target_critic = cast(CriticEnsemble, self._target_modules["critic"])
@@ -107,7 +108,7 @@ class Learner(ActorCritic):
         return self._metrics(loss_critic, mstep, online, target, kl_q, tensors, reward_scale)
 
     def _expectation_maximization(
-        self, online: Gaussian, target: TargetPass, state_weights: Tensor
+        self, online: Any, target: TargetPass, state_weights: Tensor
     ) -> tuple[MStep, Tensor, EStep]:
         """M-step, sum of all dual losses, and E-step of the task objective."""
         mpo, duals = self.config.mpo, self.duals
@@ -120,24 +121,9 @@ class Learner(ActorCritic):
             # A second objective with weights that sum to 1 of their own: the likelihood terms weigh 2 in total.
             weights, objectives = weights + penalty.normalized_weights, 2.0
             loss_duals = loss_duals + penalty.loss_temperature
-        mstep = decoupled_mstep(
-            online,
-            target.policy,
-            self._moments(weights, target.noise, objectives),
-            duals.alpha_mean,
-            duals.alpha_stddev,
-            mpo.epsilon_mean,
-            mpo.epsilon_stddev,
-            state_weights,
-        )
+        moments = weighted_moments(self._family, weights, target.noise, objectives, mpo.center_weights)
+        mstep = policy_mstep(self._family, online, target.policy, moments, duals, mpo, state_weights)
         return mstep, loss_duals + mstep.penalty_mean.loss_alpha + mstep.penalty_stddev.loss_alpha, estep
-
-    def _moments(self, weights: Tensor, noise: Tensor, objectives: float) -> NoiseMoments:
-        """Moments of the noise under the weights; see `MPOConfig.center_weights`."""
-        if not self.config.mpo.center_weights:
-            return noise_moments(weights, noise, objectives)
-        centered = noise_moments(weights - objectives / len(noise), noise, objectives)
-        return centered._replace(second=centered.second + objectives)
 
     def _temperatures(self, q_values: Tensor, cost: Tensor | None, state_weights: Tensor) -> tuple[Tensor, Tensor]:
         """Temperatures of the task objective and of the penalty; only learned ones take part in the dual loss.
@@ -160,15 +146,15 @@ class Learner(ActorCritic):
         observation = batch.observation.flatten(0, 1)  # [S, O]
         policy = self.target_policy(observation)
         noise = torch.randn(self.config.mpo.num_samples, *policy.mean.shape, generator=self.generator)
-        actions = torch.addcmul(policy.mean, noise, policy.stddev)
+        actions = self._family.sample(policy, noise)
         # The actions taken are valued in the same pass, as one more sample; its bootstrap rows are not used.
         taken = functional.pad(batch.action, (0, 0, 0, 1)).view(1, *policy.mean.shape)
         values = self.target_critic.target_values(observation, torch.cat([actions, taken]).clamp_(-1.0, 1.0))
         q_values, q_taken = values[:-1], values[-1].view(sequences, steps + 1)[:, :-1]
         value = q_values.mean(dim=0).view(sequences, steps + 1)
         discount_t = self.config.discount * (1.0 - batch.terminated)
-        before = Gaussian(*(item.view(sequences, steps + 1, -1)[:, :-1] for item in policy))
-        log_probs = log_prob(before.mean, before.stddev, batch.action)
+        before = type(policy)(*(item.unflatten(0, (sequences, steps + 1))[:, :-1] for item in policy))
+        log_probs = self._family.log_prob(before, batch.action)
         traces = configured_traces(self.config, batch, log_probs, value[:, 1:], q_taken)
         returns = off_policy_returns(batch.reward / reward_scale, discount_t, value[:, 1:], *traces)
         return TargetPass(policy, noise, actions, q_values, returns, traces.coefficients)
@@ -186,7 +172,7 @@ class Learner(ActorCritic):
         self,
         loss_critic: Tensor,
         mstep: MStep,
-        online: Gaussian,
+        online: Any,
         target: TargetPass,
         kl_q: float,
         batch: TensorBatch,
@@ -209,8 +195,8 @@ class Learner(ActorCritic):
             kl_stddev_rel=float((mstep.penalty_stddev.kl / mpo.epsilon_stddev).mean()),
             alpha_mean=float(self.duals.alpha_mean.mean()),
             alpha_stddev=float(self.duals.alpha_stddev.mean()),
-            entropy=float(entropy(online.stddev).mean()),
-            stddev_mean=float(online.stddev.mean()),
+            entropy=float(self._family.entropy(online).mean()),
+            stddev_mean=float(self._family.stddev(online).mean()),
             q_mean=float(target.q_values.mean()) * reward_scale,
             q_min=float(target.q_values.min()) * reward_scale,
             q_max=float(target.q_values.max()) * reward_scale,

@@ -22,6 +22,10 @@ class MPOConfig:
         epsilon: Bound on the E-step's KL(q || pi_target), nats.
         epsilon_mean: Bound on the mean's KL, nats; per dimension if `per_dim_constraining`.
         epsilon_stddev: Bound on the standard deviation's KL, nats; likewise.
+        mstep: `decoupled` bounds for mean and covariance, or a `single` KL of the whole Gaussian, which then has the
+            multiplier and bound of the mean.
+        kl_form: `bound` with learned multipliers, or `price`: multipliers that stay at their initial values (the
+            maximum-a-posteriori form with a fixed lambda).
         per_dim_constraining: One bound and multiplier per action dimension, or one for their sum.
         action_penalization: Add the out-of-bounds objective that keeps the policy's mass inside [-1, 1].
         epsilon_penalty: E-step bound of that objective, nats.
@@ -39,6 +43,8 @@ class MPOConfig:
     epsilon: float = 0.1
     epsilon_mean: float = 0.01
     epsilon_stddev: float = 2e-5
+    mstep: str = "decoupled"
+    kl_form: str = "bound"
     per_dim_constraining: bool = True
     action_penalization: bool = True
     epsilon_penalty: float = 0.001
@@ -53,6 +59,8 @@ class MPOConfig:
             raise ValueError(
                 f"num_samples must be at least 2 (the weights of one sample carry nothing), got {self.num_samples}"
             )
+        _one_of("mstep", self.mstep, ("decoupled", "single"))
+        _one_of("kl_form", self.kl_form, ("bound", "price"))
         _one_of("temperature_update", self.temperature_update, ("learned", "exact", "fixed"))
         for name in (
             "epsilon",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mpo_robot.losses.distributional import cross_entropy, expected_value, hl_gauss_pmf, support
+from mpo_robot.losses.full_covariance import FullGaussian, stddev
 from mpo_robot.losses.mstep import Gaussian
 
 CHUNK_ROWS = 2048  # of hidden activations in the target pass; with 256 units they fill 2 MB
@@ -30,6 +31,7 @@ class PolicyConfig:
         min_stddev: Floor of the standard deviation.
         tanh_mean: Squash the mean into (-1, 1). Without it the mean may run far outside the bounds, where all samples
             are clipped to one action and the E-step sees no difference between them.
+        covariance: `diagonal`, or `full` by its Cholesky factor.
     """
 
     hidden_sizes: tuple[int, ...] = (256, 256)
@@ -37,12 +39,15 @@ class PolicyConfig:
     init_stddev: float = 0.5
     min_stddev: float = 1e-3
     tanh_mean: bool = False
+    covariance: str = "diagonal"
 
     def __post_init__(self) -> None:
         if not self.hidden_sizes or min(self.hidden_sizes) < 1:
             raise ValueError(f"hidden_sizes must hold positive widths, got {self.hidden_sizes}")
         if not 0 < self.min_stddev < self.init_stddev:
             raise ValueError(f"need 0 < min_stddev < init_stddev, got {self.min_stddev} and {self.init_stddev}")
+        if self.covariance not in ("diagonal", "full"):
+            raise ValueError(f"covariance must be diagonal or full, got {self.covariance!r}")
 
 
 @dataclass(frozen=True)
@@ -98,24 +103,42 @@ def hidden_layers(in_size: int, sizes: tuple[int, ...], layer_norm: bool) -> lis
 
 
 class GaussianPolicy(nn.Module):
-    """Diagonal Gaussian over normalised, unbounded actions; clipping happens at the environment and in the critic."""
+    """Gaussian over normalised, unbounded actions; clipping happens at the environment and in the critic.
+
+    The head gives means, raw diagonals of the scale, and for a full covariance the rest of the Cholesky factor.
+    """
 
     def __init__(self, observation_size: int, action_size: int, config: PolicyConfig) -> None:
         super().__init__()
         self.config = config
+        self.action_size = action_size
         self.torso = nn.Sequential(*hidden_layers(observation_size, config.hidden_sizes, config.layer_norm))
-        self.head = nn.Linear(config.hidden_sizes[-1], 2 * action_size)
+        below = action_size * (action_size - 1) // 2 if config.covariance == "full" else 0
+        self.head = nn.Linear(config.hidden_sizes[-1], 2 * action_size + below)
         with torch.no_grad():
             self.head.weight.mul_(0.01)
             self.head.bias.zero_()
             # softplus(bias) + min_stddev = init_stddev
-            self.head.bias[action_size:] = math.log(math.expm1(config.init_stddev - config.min_stddev))
+            scale = math.log(math.expm1(config.init_stddev - config.min_stddev))
+            self.head.bias[action_size : 2 * action_size] = scale
 
-    def forward(self, observation: Tensor) -> Gaussian:
-        """Mean and standard deviation, each [S, A], of a normalised observation [S, O]."""
-        mean, raw_stddev = self.head(self.torso(observation)).chunk(2, dim=-1)
-        mean = mean.tanh() if self.config.tanh_mean else mean
-        return Gaussian(mean, functional.softplus(raw_stddev) + self.config.min_stddev)
+    def forward(self, observation: Tensor) -> Gaussian | FullGaussian:
+        """Mean [S, A] and standard deviation [S, A] (or Cholesky factor [S, A, A]) of observations [S, O]."""
+        size = self.action_size
+        output = self.head(self.torso(observation))
+        mean = output[:, :size].tanh() if self.config.tanh_mean else output[:, :size]
+        scale = functional.softplus(output[:, size : 2 * size]) + self.config.min_stddev
+        if self.config.covariance == "diagonal":
+            return Gaussian(mean, scale)
+        rows, columns = torch.tril_indices(size, size, offset=-1)
+        scale_tril = torch.diag_embed(scale)
+        scale_tril[:, rows, columns] = output[:, 2 * size :]
+        return FullGaussian(mean, scale_tril)
+
+    def mean_and_stddev(self, observation: Tensor) -> Gaussian:
+        """Mean and marginal standard deviation, each [S, A]."""
+        policy = self(observation)
+        return policy if isinstance(policy, Gaussian) else Gaussian(policy.mean, stddev(policy.scale_tril))
 
 
 class Critic(nn.Module):

@@ -74,6 +74,23 @@ def test_samples_are_mean_plus_stddev_times_noise():
     np.testing.assert_allclose(actor.sample(observation, noise).action, mean + stddev * noise, rtol=1e-6)
 
 
+def test_a_full_covariance_is_sampled_and_its_density_is_that_of_the_action():
+    policy = GaussianPolicy(O, A, PolicyConfig((16,), covariance="full", init_stddev=0.4))
+    with torch.no_grad():
+        policy.head.weight.mul_(100.0)
+        for observation in observations():
+            noise = np.random.default_rng(1).standard_normal(A, dtype=np.float32)
+            actor = NumpyActor(policy)
+            action, density = actor.sample(observation, noise)
+            reference = policy(torch.from_numpy(observation)[None])
+            expected = torch.distributions.MultivariateNormal(reference.mean, scale_tril=reference.scale_tril)
+            assert density == pytest.approx(expected.log_prob(torch.from_numpy(action)).item(), rel=1e-3, abs=1e-3)
+            np.testing.assert_allclose(
+                action, (reference.mean + reference.scale_tril @ torch.from_numpy(noise))[0], atol=1e-5
+            )
+            np.testing.assert_allclose(actor.distribution(observation)[1], expected.stddev[0], rtol=1e-4)
+
+
 def test_a_squashed_mean_is_that_of_the_network():
     policy = GaussianPolicy(O, A, PolicyConfig((16,), tanh_mean=True))
     with torch.no_grad():

@@ -1,10 +1,14 @@
 """The learner's settings that choose among estimators and E-step forms use the function they name."""
 
+import math
+
 import pytest
 import torch
 
+from mpo_robot.families import DiagonalFamily, FullFamily, weighted_moments
 from mpo_robot.losses.returns import n_step, off_policy_returns, td_lambda, td_zero
 from mpo_robot.mpo_config import LearnerConfig, MPOConfig
+from mpo_robot.networks import PolicyConfig
 from tests.support.learning import make_batch, make_learner, tensors
 
 
@@ -69,6 +73,9 @@ def test_temperatures_can_be_written(value):
     ("config", "settings", "text"),
     [
         (MPOConfig, {"temperature_update": "newton"}, "one of learned, exact, fixed"),
+        (MPOConfig, {"mstep": "triple"}, "one of decoupled, single"),
+        (MPOConfig, {"kl_form": "soft"}, "one of bound, price"),
+        (PolicyConfig, {"covariance": "sparse"}, "diagonal or full"),
         (LearnerConfig, {"returns": "gae"}, "one of retrace, td_lambda, n_step, td_zero"),
         (LearnerConfig, {"return_horizon": 0}, "at least 1"),
         (LearnerConfig, {"returns": "td_zero", "return_horizon": 3}, "no effect"),
@@ -87,8 +94,7 @@ def test_centered_weights_keep_the_moments_expectation_and_lower_their_variance(
     weights = torch.softmax(q_values, dim=0)
     moments = {}
     for center in (False, True):
-        learner = make_learner(mpo__center_weights=center)
-        moments[center] = learner._moments(weights, noise, 1.0)
+        moments[center] = weighted_moments(DiagonalFamily, weights, noise, 1.0, center)
     for name in ("first", "second"):
         plain, centered = getattr(moments[False], name), getattr(moments[True], name)
         error = 5 * plain.std(dim=0) / states**0.5
@@ -99,8 +105,49 @@ def test_centered_weights_keep_the_moments_expectation_and_lower_their_variance(
 
 def test_centered_weights_of_values_without_differences_leave_the_policy_alone():
     # All weights equal: the likelihood's gradient at the target policy itself is exactly zero, whatever was sampled.
-    learner = make_learner(mpo__center_weights=True)
     noise = torch.randn(6, 5, 2, generator=torch.Generator().manual_seed(1))
-    moments = learner._moments(torch.full((6, 5), 2 / 6), noise, 2.0)
-    torch.testing.assert_close(moments.first, torch.zeros(5, 2), atol=1e-6, rtol=0)
-    torch.testing.assert_close(moments.second, torch.full((5, 2), 2.0), atol=1e-6, rtol=0)
+    weights = torch.full((6, 5), 2 / 6)
+    for family, second in ((DiagonalFamily, torch.full((2,), 2.0)), (FullFamily, 2.0 * torch.eye(2))):
+        moments = weighted_moments(family, weights, noise, 2.0, center=True)
+        torch.testing.assert_close(moments.first, torch.zeros(5, 2), atol=1e-6, rtol=0)
+        torch.testing.assert_close(moments.second, second.expand(5, *second.shape), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+@pytest.mark.parametrize("form", ["bound", "price"])
+@pytest.mark.parametrize("step", ["decoupled", "single"])
+def test_every_form_of_the_mstep_trains(step, form, covariance):
+    learner = make_learner(mpo__mstep=step, mpo__kl_form=form, policy__covariance=covariance)
+    before = {name: flat.clone() for name, flat in learner.flat.items()}
+    for _ in range(3):
+        metrics = learner.update(make_batch(), want_metrics=True)
+    assert metrics is not None
+    assert all(math.isfinite(value) for value in metrics)
+    assert not torch.equal(before["policy"], learner.flat["policy"])
+    alphas = before["duals"][2:] != learner.flat["duals"][2:]
+    assert alphas.any() == (form == "bound")
+    assert (metrics.kl_stddev_rel == 0.0) == (step == "single")
+
+
+def test_a_full_covariance_policy_that_is_diagonal_learns_like_a_diagonal_one():
+    # The heads share their rows; with the rest of the Cholesky factor at zero every loss but its gradient is the same.
+    diagonal, full = make_learner(), make_learner(policy__covariance="full")
+    size = diagonal.online_policy.head.weight.shape[0]
+    with torch.no_grad():
+        for mine, theirs in (
+            (full.online_policy, diagonal.online_policy),
+            (full.target_policy, diagonal.target_policy),
+        ):
+            mine.torso.load_state_dict(theirs.torso.state_dict())
+            for parameter, source in ((mine.head.weight, theirs.head.weight), (mine.head.bias, theirs.head.bias)):
+                parameter.zero_()
+                parameter[:size].copy_(source)
+        for name in ("critic", "target_critic"):
+            full.flat[name].copy_(diagonal.flat[name])
+    first, second = (learner.backward(make_batch(), want_metrics=True) for learner in (full, diagonal))
+    assert first is not None
+    assert second is not None
+    for name in first._fields:
+        assert getattr(first, name) == pytest.approx(getattr(second, name), rel=1e-4, abs=1e-6), name
+    rows = full.online_policy.head.weight.grad[:size]
+    torch.testing.assert_close(rows, diagonal.online_policy.head.weight.grad, rtol=1e-4, atol=1e-6)
