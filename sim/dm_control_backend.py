@@ -1,11 +1,12 @@
-"""Tasks of the dm_control suite."""
+"""Tasks of the dm_control suite, and others of the same shape."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -21,17 +22,24 @@ _RENDERER_VARIABLE = "MUJOCO_GL"
 _NOTHING = np.zeros(0, np.float32)
 
 
-@lru_cache(maxsize=1)
-def load_suite() -> Any:
-    """The `dm_control.suite` module, imported without looking for OpenGL unless the user chose a renderer."""
+@contextlib.contextmanager
+def headless_import() -> Iterator[None]:
+    """Let dm_control be imported without looking for OpenGL, unless the user chose a renderer."""
     headless = _RENDERER_VARIABLE not in os.environ and "dm_control" not in sys.modules
     if headless:
         os.environ[_RENDERER_VARIABLE] = "disable"
     try:
-        from dm_control import suite
+        yield
     finally:
         if headless:
             del os.environ[_RENDERER_VARIABLE]
+
+
+@lru_cache(maxsize=1)
+def load_suite() -> Any:
+    """The `dm_control.suite` module."""
+    with headless_import():
+        from dm_control import suite
     return suite
 
 
@@ -40,14 +48,18 @@ def known_tasks() -> dict[str, tuple[str, str]]:
     return {f"{domain}-{task}": (domain, task) for domain, task in load_suite().ALL_TASKS}
 
 
-class DmControlBackend(Backend):
-    """A suite task, stepped by this class in the order of `dm_control.rl.control.Environment.step`."""
+def make_suite_task(domain: str, task: str) -> DmControlBackend:
+    """A task of the suite."""
+    # The LQR models are random: a fixed seed gives every environment of this task the same model.
+    with quiet_loading():
+        environment = load_suite().load(domain, task, task_kwargs={"random": np.random.RandomState(0)})
+    return DmControlBackend(environment)
 
-    def __init__(self, domain: str, task: str):
-        suite = load_suite()
-        # The LQR models are random: a fixed seed gives every environment of this task the same model.
-        with quiet_loading():
-            environment = suite.load(domain, task, task_kwargs={"random": np.random.RandomState(0)})
+
+class DmControlBackend(Backend):
+    """A `dm_control.rl.control.Environment`, stepped by this class in the order of its own `step`."""
+
+    def __init__(self, environment: Any):
         physics = environment.physics
         # A task that draws its terrain asks for a rendering context to upload it to; nothing is rendered here.
         physics.__class__ = type("HeadlessPhysics", (type(physics),), {"contexts": None})

@@ -1,4 +1,5 @@
-"""Task names: `dm_control:DOMAIN-TASK` and `gymnasium:ID`. Only the backend of the wanted task is imported."""
+"""Task names: `dm_control:DOMAIN-TASK`, `gymnasium:ID`, `parkour:walker-KIND`. Only what the wanted task needs is
+imported."""
 
 from __future__ import annotations
 
@@ -8,6 +9,9 @@ from typing import TypeVar
 
 from mpo_robot.errors import ConfigError
 from sim.backend import Backend
+from sim.tasks.terrain import COURSES
+
+PARKOUR = {f"walker-{kind}": kind for kind in COURSES}
 
 Entry = TypeVar("Entry")
 
@@ -23,23 +27,27 @@ def make_backend(task: str) -> Backend:
         from sim import dm_control_backend
 
         domain_and_task: tuple[str, str] = find(name, dm_control_backend.known_tasks(), "dm_control:")
-        return dm_control_backend.DmControlBackend(*domain_and_task)
+        return dm_control_backend.make_suite_task(*domain_and_task)
     if prefix == "gymnasium" and separator:
         from sim import gymnasium_backend
 
         identifier: str = find(name, gymnasium_backend.known_tasks(), "gymnasium:")
         return gymnasium_backend.GymnasiumBackend(identifier)
+    if prefix == "parkour" and separator:
+        kind = find(name, PARKOUR, "parkour:")
+        from sim.tasks.parkour import make_parkour
+
+        return make_parkour(kind)
     hint = suggestions(task, task_names()) or "dm_control:cartpole-swingup, gymnasium:HalfCheetah-v4"
-    raise ConfigError(f"task {task!r} must start with dm_control: or gymnasium:, for example {hint}")
+    raise ConfigError(f"task {task!r} must start with dm_control:, gymnasium: or parkour:, for example {hint}")
 
 
 def task_names() -> list[str]:
-    """Every task of both backends, in canonical spelling."""
+    """Every task with continuous actions, in canonical spelling."""
     from sim import dm_control_backend, gymnasium_backend
 
-    return [f"dm_control:{name}" for name in dm_control_backend.known_tasks()] + [
-        f"gymnasium:{name}" for name in gymnasium_backend.known_tasks()
-    ]
+    known = {"dm_control": dm_control_backend.known_tasks(), "gymnasium": gymnasium_backend.known_tasks()}
+    return [f"{prefix}:{name}" for prefix, names in {**known, "parkour": PARKOUR}.items() for name in names]
 
 
 def find(name: str, known: Mapping[str, Entry], prefix: str) -> Entry:
