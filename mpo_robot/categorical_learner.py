@@ -17,8 +17,9 @@ from mpo_robot.categorical_acting import CategoricalActor
 from mpo_robot.categorical_config import CategoricalConfig
 from mpo_robot.categorical_networks import CategoricalCritics, CategoricalPolicy, Interface
 from mpo_robot.duals import FLOOR, MIN_RAW_ALPHA, MIN_RAW_TEMPERATURE, inverse_softplus
-from mpo_robot.losses.categorical_policy import CategoricalEStep, CategoricalMStep, categorical_estep, categorical_mstep
-from mpo_robot.losses.exact_dual import exact_temperature
+from mpo_robot.losses import categorical_policy as losses
+from mpo_robot.losses.categorical_policy import CategoricalEStep
+from mpo_robot.losses.mstep_single import SingleMStep
 from mpo_robot.losses.returns import off_policy_returns
 from mpo_robot.mpo_config import LearnerConfig
 from mpo_robot.replay import SequenceBatch
@@ -86,13 +87,16 @@ class CategoricalDuals(nn.Module):
 
 
 class CategoricalLearner(ActorCritic):
-    """MPO for discrete actions; of `config.mpo` only `temperature_update` applies, the rest is `config.categorical`.
+    """MPO for discrete actions; of `config.mpo` only `temperature_update` and `kl_form` apply.
+
+    The rest is `config.categorical`.
 
     Raises:
         ConfigError: the task's actions are continuous, or a setting does not fit the task.
     """
 
     metric_names: ClassVar[tuple[str, ...]] = CategoricalMetrics._fields
+    online_policy: CategoricalPolicy
 
     def __init__(self, spec: PolicySpec, config: LearnerConfig, seed: int) -> None:
         interface, own = Interface.of(spec), config.categorical
@@ -124,11 +128,9 @@ class CategoricalLearner(ActorCritic):
         state_weights = state_weights / state_weights.sum()
         temperature = self._temperature(targets, state_weights)
         own = self.config.categorical
-        estep = categorical_estep(targets.q_values, targets.logits, temperature, own.epsilon, state_weights)
+        estep = losses.categorical_estep(targets.q_values, targets.logits, temperature, own.epsilon, state_weights)
         online = self.online_policy(tensors.observation.flatten(0, 1))
-        mstep = categorical_mstep(
-            online, targets.logits, estep.weights, self.duals.alpha, own.epsilon_policy, state_weights
-        )
+        mstep = self._mstep(online, targets.logits, estep.normalized_weights, state_weights)
         loss_duals = estep.loss_temperature + mstep.penalty.loss_alpha
         loss = loss_critic + mstep.loss_policy + mstep.penalty.loss_kl + loss_duals
         self.require_finite(loss)
@@ -141,11 +143,18 @@ class CategoricalLearner(ActorCritic):
         """Temperature of the E-step, [1]; only a learned one takes part in the dual loss."""
         update = self.config.mpo.temperature_update
         if update == "exact":
-            log_prior = targets.logits.log_softmax(dim=-1)
+            bound = self.config.categorical.epsilon
             self.duals.set_temperature_(
-                exact_temperature(targets.q_values.t(), self.config.categorical.epsilon, state_weights, log_prior.t())
+                losses.categorical_exact_temperature(targets.q_values, targets.logits, bound, state_weights)
             )
         return self.duals.temperature if update == "learned" else self.duals.temperature.detach()
+
+    def _mstep(self, online: Tensor, target: Tensor, weights: Tensor, state_weights: Tensor) -> SingleMStep:
+        """The M-step with a bound on its KL, or with a price that stays as it is."""
+        own = self.config.categorical
+        if self.config.mpo.kl_form == "price":
+            return losses.soft_categorical_mstep(online, target, weights, own.init_alpha, state_weights)
+        return losses.categorical_mstep(online, target, weights, self.duals.alpha, own.epsilon_policy, state_weights)
 
     @torch.no_grad()
     def target_pass(self, batch: TensorBatch, reward_scale: float) -> CategoricalTargets:
@@ -154,12 +163,11 @@ class CategoricalLearner(ActorCritic):
         observation = batch.observation.flatten(0, 1)  # [S, O]
         logits = self.target_policy(observation)
         q_values = self.target_critic.combined(observation)
-        log_probs = logits.log_softmax(dim=-1)
-        value = (log_probs.exp() * q_values).sum(dim=-1).view(sequences, steps + 1)
+        value = losses.expected_value(q_values, logits).view(sequences, steps + 1)
+        q_before, logits_before = (item.view(sequences, steps + 1, -1)[:, :-1] for item in (q_values, logits))
         taken = batch.action.long()  # [B, L, 1]
-        q_taken, log_probs_taken = (
-            item.view(sequences, steps + 1, -1)[:, :-1].gather(-1, taken).squeeze(-1) for item in (q_values, log_probs)
-        )
+        q_taken = q_before.gather(-1, taken).squeeze(-1)
+        log_probs_taken = losses.log_prob(logits_before, taken.squeeze(-1))
         traces = configured_traces(self.config, batch, log_probs_taken, value[:, 1:], q_taken)
         discount_t = self.config.discount * (1.0 - batch.terminated)
         returns = off_policy_returns(batch.reward / reward_scale, discount_t, value[:, 1:], *traces)
@@ -178,7 +186,7 @@ class CategoricalLearner(ActorCritic):
         self,
         loss_critic: Tensor,
         estep: CategoricalEStep,
-        mstep: CategoricalMStep,
+        mstep: SingleMStep,
         online: Tensor,
         targets: CategoricalTargets,
         state_weights: Tensor,
@@ -186,7 +194,6 @@ class CategoricalLearner(ActorCritic):
         reward_scale: float,
     ) -> CategoricalMetrics:
         own = self.config.categorical
-        log_probs = online.log_softmax(dim=-1)
         transitions = batch.is_transition.sum().clamp(min=1.0)
         return CategoricalMetrics(
             loss_critic=float(loss_critic),
@@ -196,8 +203,8 @@ class CategoricalLearner(ActorCritic):
             kl_q_rel=float(state_weights @ estep.kl_nonparametric) / own.epsilon,
             kl_policy_rel=float(mstep.penalty.kl) / own.epsilon_policy,
             alpha=float(self.duals.alpha),
-            entropy=-float(state_weights @ (log_probs.exp() * log_probs).sum(dim=-1)),
-            largest_probability_mean=float(state_weights @ log_probs.amax(dim=-1).exp()),
+            entropy=float(state_weights @ losses.entropy(online)),
+            largest_probability_mean=float(state_weights @ online.softmax(dim=-1).amax(dim=-1)),
             q_mean=float(targets.q_values.mean()) * reward_scale,
             q_min=float(targets.q_values.min()) * reward_scale,
             q_max=float(targets.q_values.max()) * reward_scale,
