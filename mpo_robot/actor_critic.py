@@ -88,6 +88,7 @@ class ActorCritic(abc.ABC):
         self.optimizers = {
             name: torch.optim.Adam([flat], lr=rates[name], fused=True) for name, flat in self._online.items()
         }
+        self._decaying = {name: rates[name] for name in ("policy", "critic")}
         self.generator = torch.Generator().manual_seed(seed)
         self.learner_steps = 0
 
@@ -123,6 +124,14 @@ class ActorCritic(abc.ABC):
         """Bring dual variables back into their range; called after each optimiser step."""
         return
 
+    def _rate_decay(self) -> float:
+        """Factor of the learning rates of policy and critic for this learner step."""
+        config = self.config
+        if config.learning_rate_decay_steps is None:
+            return 1.0
+        progress = min(1.0, self.learner_steps / config.learning_rate_decay_steps)
+        return 1.0 - (1.0 - config.learning_rate_end) * progress
+
     @torch.no_grad()
     def _step(self) -> None:
         if self.config.grad_clip_norm is not None:
@@ -130,7 +139,10 @@ class ActorCritic(abc.ABC):
                 gradient = flat_gradient(self._online[name])
                 norm = torch.linalg.vector_norm(gradient)
                 gradient.mul_((self.config.grad_clip_norm / (norm + 1e-6)).clamp(max=1.0))
-        for optimizer in self.optimizers.values():
+        decay = self._rate_decay()
+        for name, optimizer in self.optimizers.items():
+            if name in self._decaying:
+                optimizer.param_groups[0]["lr"] = self._decaying[name] * decay
             optimizer.step()
         for flat in self._online.values():
             flat_gradient(flat).zero_()

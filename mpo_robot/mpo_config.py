@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from mpo_robot.baselines.config import DDPGConfig, EPGConfig, SACConfig
 from mpo_robot.categorical_config import CategoricalConfig
 from mpo_robot.networks import CriticConfig, PolicyConfig
 
@@ -92,6 +93,9 @@ class LearnerConfig:
         learning_rate_policy: Adam's step size for the policy.
         learning_rate_critic: Adam's step size for the critics.
         learning_rate_duals: Adam's step size for temperatures and multipliers.
+        learning_rate_decay_steps: Learner steps over which the rates of policy and critic fall linearly to
+            `learning_rate_end` times their value, and stay there; None keeps them constant.
+        learning_rate_end: That factor, in (0, 1].
         grad_clip_norm: Bound on the gradient norm of the policy and of the critics, each; None for no bound.
         target_update_period: Learner steps between hard copies to the target networks, or None.
         target_update_rate: Polyak rate per learner step, or None. Exactly one of the two is set.
@@ -99,9 +103,13 @@ class LearnerConfig:
             largest value stays below this bound; None to learn plain rewards.
     """
 
+    algorithm: str = "mpo"
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
     mpo: MPOConfig = field(default_factory=MPOConfig)
+    sac: SACConfig = field(default_factory=SACConfig)
+    ddpg: DDPGConfig = field(default_factory=DDPGConfig)
+    epg: EPGConfig = field(default_factory=EPGConfig)
     categorical: CategoricalConfig = field(default_factory=CategoricalConfig)
     discount: float = 0.99
     returns: str = "retrace"
@@ -112,12 +120,17 @@ class LearnerConfig:
     learning_rate_policy: float = 1e-3
     learning_rate_critic: float = 1e-3
     learning_rate_duals: float = 1e-2
+    learning_rate_decay_steps: int | None = None
+    learning_rate_end: float = 0.1
     grad_clip_norm: float | None = 40.0
     target_update_period: int | None = None
     target_update_rate: float | None = 0.02
     return_scale_bound: float | None = 5.0
 
     def __post_init__(self) -> None:
+        _one_of("algorithm", self.algorithm, ("mpo", "sac", "ddpg", "epg"))
+        if self.algorithm != "mpo" and self.policy.covariance != "diagonal":
+            raise ValueError(f"policy.covariance: {self.policy.covariance} is for mpo, set it to diagonal")
         if (self.target_update_period is None) == (self.target_update_rate is None):
             raise ValueError("set exactly one of target_update_period and target_update_rate, and the other to null")
         _one_of("returns", self.returns, ("retrace", "td_lambda", "n_step", "td_zero"))
@@ -131,6 +144,12 @@ class LearnerConfig:
             raise ValueError(f"retrace_lambda must be in [0, 1], got {self.retrace_lambda}")
         if self.sequence_length < 1 or self.batch_sequences < 1:
             raise ValueError("sequence_length and batch_sequences must be at least 1")
+        if self.learning_rate_decay_steps is not None and self.learning_rate_decay_steps < 1:
+            raise ValueError(
+                f"learning_rate_decay_steps must be at least 1 or null, got {self.learning_rate_decay_steps}"
+            )
+        if not 0.0 < self.learning_rate_end <= 1.0:
+            raise ValueError(f"learning_rate_end must be in (0, 1], got {self.learning_rate_end}")
         if self.target_update_period is not None and self.target_update_period < 1:
             raise ValueError(f"target_update_period must be at least 1, got {self.target_update_period}")
         if self.target_update_rate is not None and not 0.0 < self.target_update_rate <= 1.0:

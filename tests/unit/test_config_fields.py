@@ -9,6 +9,7 @@ import dataclasses
 import pytest
 import torch
 
+from mpo_robot.baselines.config import DDPGConfig, EPGConfig, SACConfig
 from mpo_robot.cli import train
 from mpo_robot.cli.settings import RunConfig
 from mpo_robot.mpo_config import LearnerConfig, MPOConfig
@@ -40,6 +41,9 @@ SECTIONS = {
     "learner__policy": PolicyConfig,
     "learner__critic": CriticConfig,
     "learner__mpo": MPOConfig,
+    "learner__sac": SACConfig,
+    "learner__ddpg": DDPGConfig,
+    "learner__epg": EPGConfig,
 }
 # Fields whose other value cannot be guessed from their type.
 OTHER_VALUES = {
@@ -50,6 +54,10 @@ OTHER_VALUES = {
     "learner__mpo__kl_form": {"learner__mpo__kl_form": "price"},
     "learner__policy__covariance": {"learner__policy__covariance": "full"},
     "learner__mpo__temperature_update": {"learner__mpo__temperature_update": "exact"},
+    "learner__learning_rate_decay_steps": {"learner__learning_rate_decay_steps": 20},
+    "learner__algorithm": {"learner__algorithm": "epg"},
+    "learner__sac__target_entropy": {"learner__sac__target_entropy": -1.0},
+    "learner__epg__entropy_bonus": {"learner__epg__entropy_bonus": 0.1},
     "learner__returns": {"learner__returns": "td_lambda"},
     "learner__return_horizon": {"learner__return_horizon": 2},
     "learner__target_update_period": {"learner__target_update_period": 3, "learner__target_update_rate": None},
@@ -57,7 +65,14 @@ OTHER_VALUES = {
 # Settings under which a field acts at all.
 NEEDS = {
     "learner__critic__num_atoms": {"learner__critic__head": "hl_gauss"},
+    "learner__learning_rate_end": {"learner__learning_rate_decay_steps": 20},
     "learner__critic__value_bound": {"learner__critic__head": "hl_gauss"},
+    "learner__sac__init_temperature": {"learner__algorithm": "sac"},
+    "learner__sac__target_entropy": {"learner__algorithm": "sac"},
+    "learner__ddpg__noise_stddev": {"learner__algorithm": "ddpg"},
+    "learner__ddpg__num_samples": {"learner__algorithm": "ddpg"},
+    "learner__epg__num_samples": {"learner__algorithm": "epg"},
+    "learner__epg__entropy_bonus": {"learner__algorithm": "epg"},
 }
 
 
@@ -131,7 +146,7 @@ def outcome(tmp_path, monkeypatch):
             "checkpoints": sorted(path.name for path in folder.checkpoints.iterdir()),
             "policy": trainer.learner.state_dict()["policy"].tolist(),
             "critic": trainer.learner.state_dict()["critic"].tolist(),
-            "duals": trainer.learner.state_dict()["duals"].tolist(),
+            "duals": trainer.learner.state_dict().get("duals", torch.zeros(0)).tolist(),
             "target": trainer.learner.state_dict()["target_critic"].tolist(),
         }
 

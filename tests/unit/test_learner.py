@@ -363,3 +363,15 @@ def test_the_reward_scale_divides_rewards_and_nothing_else():
         factor = 4.0 if name in ("q_mean", "q_min", "q_max", "return_target_mean") else 1.0
         assert getattr(second, name) == pytest.approx(factor * getattr(first, name), rel=1e-5), name
     assert_equal_states(small.state_dict(), large.state_dict())
+
+
+def test_learning_rates_fall_linearly_and_stay_at_their_end():
+    learner = make_learner(learning_rate_decay_steps=4, learning_rate_end=0.2)
+    seen = []
+    for _ in range(6):
+        learner.update(make_batch())
+        seen.append({name: item.param_groups[0]["lr"] for name, item in learner.optimizers.items()})
+    factors = [1.0, 0.8, 0.6, 0.4, 0.2, 0.2]
+    for name, rate in (("policy", CONFIG.learning_rate_policy), ("critic", CONFIG.learning_rate_critic)):
+        assert [rates[name] for rates in seen] == pytest.approx([rate * factor for factor in factors])
+    assert {rates["duals"] for rates in seen} == {CONFIG.learning_rate_duals}
