@@ -1,7 +1,8 @@
 """`OnnxPolicy`: a policy file, checked when loaded, that acts in process through onnxruntime.
 
 File contract: one input `obs` [batch, O] float32; outputs `actions` [batch, A] (mean command, physical units, clipped
-to the command bounds) and `stddev` [batch, A] (physical units); metadata key `mpo_robot` holds JSON with the spec.
+to the command bounds) and `stddev` [batch, A] (physical units); metadata key `mpo_robot` holds JSON with the spec and
+the hash of the exported graph.
 Shapes: O observation size, A action size.
 """
 
@@ -18,6 +19,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from deploy.numeric import all_finite
+from deploy.onnx_file import graph_hash
 from mpo_robot.errors import ConfigError, MpoRobotError, SpecMismatchError
 from mpo_robot.specs import PolicySpec
 
@@ -74,20 +76,25 @@ class OnnxPolicy:
         path: File it was read from.
         spec: Interface of the policy.
         policy_version: SHA-256 (64 hex digits) of the file's bytes.
-        metadata: The parsed `mpo_robot` metadata.
+        graph_hash: SHA-256 of the file without its metadata, as it is now.
+        metadata: The parsed `mpo_robot` metadata; its `graph_hash` is the one at export.
     """
 
     path: Path
     spec: PolicySpec
     policy_version: str
+    graph_hash: str
     metadata: dict[str, Any]
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, verify_graph: bool = True) -> None:
         """Read, check and warm up a policy.
 
+        Args:
+            verify_graph: Refuse a graph that was changed since its export. False is for looking at one.
+
         Raises:
-            ConfigError: unreadable, not ONNX, foreign metadata, wrong names or shapes, or outputs that break the file
-                contract on test observations.
+            ConfigError: unreadable, not ONNX, foreign metadata, wrong names or shapes, a graph that is not the
+                exported one, or outputs that break the file contract on test observations.
             SpecMismatchError: the spec inside does not have the hash the file claims.
         """
         self.path = Path(path)
@@ -101,6 +108,9 @@ class OnnxPolicy:
         self.metadata = _read_metadata(self._session, self.path)
         self.spec = _read_spec(self.metadata, self.path)
         _check_interface(self._session, self.spec, self.path)
+        self.graph_hash = graph_hash(data)
+        if verify_graph:
+            self._check_graph()
         # Fixed buffers bound once halve the cost of a call. Row 0 takes the mean command, row 1 its stddev.
         self._input = np.zeros((1, self.spec.observation_size), np.float32)
         self._output = np.zeros((2, self.spec.action_size), np.float32)
@@ -145,6 +155,14 @@ class OnnxPolicy:
         if not math.isfinite(sum(actions)):
             raise PolicyError(f"policy {self.policy_version[:12]} sampled NaN or infinity")
         return PolicyAction(action, _log_prob(actions, means, stddevs), mean, stddev)
+
+    def _check_graph(self) -> None:
+        claimed = self.metadata.get("graph_hash")
+        if claimed != self.graph_hash:
+            raise ConfigError(
+                f"{self.path}: claims graph_hash {str(claimed)[:12]} but the graph inside has {self.graph_hash[:12]}: "
+                "it is not the one that passed the parity gate. The file was edited or damaged, export it again"
+            )
 
     def _bind(self) -> onnxruntime.IOBinding:
         """Tie input and outputs of the session to our buffers."""

@@ -13,20 +13,25 @@ from mpo_robot.specs import PolicySpec, TermSpec
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Hashes, interface, parity and origin of a policy.
+    """Hashes, interface, parity and origin of a policy; tells whether its graph was changed since its export.
 
     Raises:
         ConfigError, SpecMismatchError: not a policy this program can run.
     """
-    policy = OnnxPolicy(path)
+    policy = OnnxPolicy(path, verify_graph=False)
     metadata = policy.metadata
+    claimed = metadata.get("graph_hash")
+    changed = claimed != policy.graph_hash
     return {
         "policy_version": policy.policy_version,
-        "graph_hash": metadata.get("graph_hash"),
+        "graph_hash": policy.graph_hash,
+        "graph": f"CHANGED since its export, which had {claimed}: refused everywhere else"
+        if changed
+        else "as exported",
         "spec_hash": policy.spec.spec_hash,
         "bytes": path.stat().st_size,
         **describe_spec(policy.spec),
-        "parity": metadata.get("parity") or None,
+        "parity": "void: measured on the graph before the change" if changed else metadata.get("parity") or None,
         "training": metadata.get("training") or None,
         "compatibility_keys": _other_keys(path) or None,
     }

@@ -147,7 +147,7 @@ def write_model(
         "schema_version": 1,
         "spec": spec.to_dict(),
         "spec_hash": spec.spec_hash,
-        "graph_hash": hashlib.sha256(graph.SerializeToString(deterministic=True)).hexdigest(),
+        "graph_hash": hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest(),
         "parity": {},
         "training": {},
     }

@@ -132,3 +132,8 @@ def test_a_place_that_cannot_be_written_is_a_clear_error(policy, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ExportError, match="cannot write"):
         export_policy(policy, None, SPEC, tmp_path / "file" / "policy.onnx", {})
+
+
+def test_the_graph_hash_is_the_one_that_the_robot_side_finds_in_the_bytes(exported):
+    policy = OnnxPolicy(exported[0])
+    assert policy.graph_hash == policy.metadata["graph_hash"]
