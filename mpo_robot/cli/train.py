@@ -57,7 +57,7 @@ def make_trainer(
         earlier: With `resume`, the settings in force so far; changes to `config` are written to the run folder.
 
     Raises:
-        ConfigError: the folder cannot be used, or the checkpoint does not fit the settings (the text names changed ones).
+        ConfigError: the folder cannot be used, or the checkpoint does not fit the settings; changed ones are named.
     """
     changes = {} if earlier is None else differences(earlier, config)
     configure_compute(config.training.threads)

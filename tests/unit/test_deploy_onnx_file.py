@@ -78,7 +78,7 @@ def test_bytes_that_are_no_message_are_a_value_error_and_never_another(data):
     "data", [b"\x08", b"\x3a\x05abc", b"\x0b", b"\x09\x00", b"\xff" * 11, b"\x0d\x00\x00"], ids=range(6)
 )
 def test_cut_off_and_unknown_fields_are_refused(data):
-    with pytest.raises(ValueError, match="byte|number"):
+    with pytest.raises(ValueError, match=r"byte|number"):
         graph_hash(data)
 
 
