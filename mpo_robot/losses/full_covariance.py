@@ -75,9 +75,17 @@ def decoupled_kls(online: FullGaussian, target: FullGaussian) -> DecoupledKLs:
     mu_target), of the covariance's 1/2 (sum_j M_ij^2 - 1) - log M_ii with M = L_online^-1 L_target.
     """
     target_mean, target_tril = target.mean.detach(), target.scale_tril.detach()
-    shift = _whiten(target_tril, online.mean - target_mean)
-    ratio = _solve(online.scale_tril, target_tril)
-    return DecoupledKLs(0.5 * shift.square(), _covariance_kl(ratio))
+    return DecoupledKLs(kl_mean(target_mean, target_tril, online.mean), kl_covariance(target_tril, online.scale_tril))
+
+
+def kl_mean(target_mean: Tensor, target_tril: Tensor, online_mean: Tensor) -> Tensor:
+    """KL between the two means under the target's covariance, [S, A] per dimension whitened by it."""
+    return 0.5 * _whiten(target_tril, online_mean - target_mean).square()
+
+
+def kl_covariance(target_tril: Tensor, online_tril: Tensor) -> Tensor:
+    """KL(target || online) for a common mean, [S, A] per dimension whitened by the online factor."""
+    return _covariance_kl(_solve(online_tril, target_tril))
 
 
 def full_kl(online: FullGaussian, target: FullGaussian) -> Tensor:
