@@ -1,0 +1,1 @@
+"""Algorithms to compare MPO with, on the same replay, networks, returns and metrics."""

@@ -1,0 +1,64 @@
+"""Hyperparameters of the baselines that MPO does not have. Values only; all else is shared (`LearnerConfig`)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SACConfig:
+    """Soft actor-critic.
+
+    Attributes:
+        init_temperature: Initial weight of the entropy (a value, not a raw parameter), in units of the scaled reward.
+        target_entropy: Entropy in nats that the temperature is tuned for; None for minus the number of actions.
+    """
+
+    init_temperature: float = 1.0
+    target_entropy: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.init_temperature > 0:
+            raise ValueError(f"init_temperature must be positive, got {self.init_temperature}")
+        if self.target_entropy is not None and not math.isfinite(self.target_entropy):
+            raise ValueError(f"target_entropy must be finite or null, got {self.target_entropy}")
+
+
+@dataclass(frozen=True)
+class DDPGConfig:
+    """Deep deterministic policy gradient.
+
+    Attributes:
+        noise_stddev: Standard deviation of the Gaussian that is added to the policy's action to explore.
+        num_samples: With `returns: retrace`, which evaluates the exploring policy: actions sampled per state around the
+            target policy's. Other estimators take the target policy's action itself.
+    """
+
+    noise_stddev: float = 0.2
+    num_samples: int = 6
+
+    def __post_init__(self) -> None:
+        if not self.noise_stddev > 0:
+            raise ValueError(f"noise_stddev must be positive, got {self.noise_stddev}")
+        if self.num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {self.num_samples}")
+
+
+@dataclass(frozen=True)
+class EPGConfig:
+    """Expected policy gradient.
+
+    Attributes:
+        num_samples: N, actions sampled per state from the online policy.
+        entropy_bonus: Weight of the policy's entropy in its objective, in units of the scaled return per nat.
+    """
+
+    num_samples: int = 20
+    entropy_bonus: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 2:
+            raise ValueError(f"num_samples must be at least 2 (each needs others as baseline), got {self.num_samples}")
+        if not self.entropy_bonus >= 0:
+            raise ValueError(f"entropy_bonus must not be negative, got {self.entropy_bonus}")
