@@ -15,6 +15,7 @@ from mpo_robot.acting import NumpyActor
 from mpo_robot.actor_critic import ActorCritic, TensorBatch
 from mpo_robot.duals import Duals
 from mpo_robot.families import FAMILIES, policy_mstep, weighted_moments
+from mpo_robot.losses.distributional import n_step_bootstrap, project_pmf
 from mpo_robot.losses.estep import EStep, nonparametric_estep, out_of_bounds_cost
 from mpo_robot.losses.exact_dual import exact_temperature
 from mpo_robot.losses.mstep import MStep
@@ -37,6 +38,7 @@ class TargetPass(NamedTuple):
     q_values: Tensor  # [N, S]
     returns: Tensor  # [B, L]
     coefficients: Tensor  # [B, L]
+    critic_target: Tensor  # the returns, or [B, L, K] distributions for a C51 critic
 
 
 class Metrics(NamedTuple):
@@ -93,7 +95,7 @@ class Learner(ActorCritic):
         """First half of `update`: all losses, and their gradients in the parameters' `grad`."""
         tensors = TensorBatch.of(batch)
         target = self.target_pass(tensors, reward_scale)
-        loss_critic = self.critic_loss(tensors, target.returns)
+        loss_critic = self.critic_loss(tensors, target.critic_target)
         state_weights = tensors.policy_state.flatten()
         state_weights = state_weights / state_weights.sum()
         online = self.online_policy(tensors.observation.flatten(0, 1))
@@ -157,13 +159,32 @@ class Learner(ActorCritic):
         log_probs = self._family.log_prob(before, batch.action)
         traces = configured_traces(self.config, batch, log_probs, value[:, 1:], q_taken)
         returns = off_policy_returns(batch.reward / reward_scale, discount_t, value[:, 1:], *traces)
-        return TargetPass(policy, noise, actions, q_values, returns, traces.coefficients)
+        critic_target = returns
+        if self.config.critic.head == "c51":
+            critic_target = self._distribution_target(
+                batch, observation, actions, batch.reward / reward_scale, discount_t
+            )
+        return TargetPass(policy, noise, actions, q_values, returns, traces.coefficients, critic_target)
 
-    def critic_loss(self, batch: TensorBatch, returns: Tensor) -> Tensor:
+    def _distribution_target(
+        self, batch: TensorBatch, observation: Tensor, actions: Tensor, reward: Tensor, discount_t: Tensor
+    ) -> Tensor:
+        """Distributions [B, L, K] that a C51 critic learns; averaged over the sampled actions before the projection."""
+        sequences, steps = reward.shape
+        config = self.config
+        pmf, atoms = self.target_critic.target_distribution(observation, actions.clamp(-1.0, 1.0))
+        after = pmf.view(sequences, steps + 1, -1)[:, 1:]  # of the state after each step
+        valid = batch.trace_valid * batch.is_transition
+        n = 1 if config.returns == "td_zero" else config.return_horizon or steps
+        bootstrap = n_step_bootstrap(reward, discount_t, valid, n)
+        index = bootstrap.index.unsqueeze(-1).expand(-1, -1, pmf.shape[-1])
+        return project_pmf(after.gather(1, index), bootstrap.reward, bootstrap.discount, atoms)
+
+    def critic_loss(self, batch: TensorBatch, target: Tensor) -> Tensor:
         """Mean loss of all critics against the targets over the rows that are transitions."""
         observation = batch.observation[:, :-1].flatten(0, 1)
         action = batch.action.clamp(-1.0, 1.0).flatten(0, 1)
-        error = self.online_critic.error(observation, action, returns.flatten())  # [B * L]
+        error = self.online_critic.error(observation, action, target.flatten(0, 1))  # [B * L]
         weights = batch.is_transition.flatten()
         return (weights * error).sum() / weights.sum().clamp(min=1.0)
 

@@ -138,6 +138,11 @@ class LearnerConfig:
             raise ValueError(f"return_horizon must be at least 1 or null, got {self.return_horizon}")
         if self.return_horizon is not None and self.returns not in ("retrace", "n_step"):
             raise ValueError(f"return_horizon has no effect with returns: {self.returns}; set it to null")
+        if self.critic.head == "c51" and self.returns not in ("td_zero", "n_step"):
+            raise ValueError(
+                f"a c51 critic cannot learn from returns: {self.returns}, whose corrections of the value are no "
+                "distribution; use td_zero or n_step, or head: hl_gauss, which takes any scalar target"
+            )
         if not 0.0 < self.discount <= 1.0:
             raise ValueError(f"discount must be in (0, 1], got {self.discount}")
         if not 0.0 <= self.retrace_lambda <= 1.0:

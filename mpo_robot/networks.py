@@ -59,7 +59,8 @@ class CriticConfig:
         layer_norm: Normalise each hidden layer before its ReLU.
         num_critics: Size of the ensemble; 2 for twin critics.
         aggregate: How target values are combined: the minimum, or the mean.
-        head: `scalar` regression, or classification over a fixed support with `hl_gauss` targets.
+        head: `scalar` regression, or classification over a fixed support: `hl_gauss` with a narrow histogram around
+            the scalar target, or `c51` with the projected distribution of the target critic.
         num_atoms: Size of that support.
         value_bound: The support reaches from -value_bound to value_bound, in units of the scaled return.
     """
@@ -79,8 +80,8 @@ class CriticConfig:
             raise ValueError(f"num_critics must be at least 1, got {self.num_critics}")
         if self.aggregate not in ("min", "mean"):
             raise ValueError(f"aggregate must be min or mean, got {self.aggregate!r}")
-        if self.head not in ("scalar", "hl_gauss"):
-            raise ValueError(f"head must be scalar or hl_gauss, got {self.head!r}")
+        if self.head not in ("scalar", "hl_gauss", "c51"):
+            raise ValueError(f"head must be scalar, hl_gauss or c51, got {self.head!r}")
         if self.num_atoms < 2 or not self.value_bound > 0:
             raise ValueError(f"need num_atoms >= 2 and value_bound > 0, got {self.num_atoms} and {self.value_bound}")
 
@@ -173,11 +174,9 @@ class Critic(nn.Module):
         return output.squeeze(-1) if self.atoms is None else expected_value(output, self.atoms)
 
     def error(self, observation: Tensor, action: Tensor, target: Tensor) -> Tensor:
-        """Loss [S] against target values [S]: half the squared error, or the cross-entropy to an HL-Gauss target."""
+        """Loss [S]: half the squared error to values [S], or the cross-entropy to distributions [S, K]."""
         output = self.outputs(observation, action)
-        if self.atoms is None:
-            return 0.5 * (output.squeeze(-1) - target).square()
-        return cross_entropy(output, hl_gauss_pmf(target, self.atoms))
+        return 0.5 * (output.squeeze(-1) - target).square() if self.atoms is None else cross_entropy(output, target)
 
     def many_actions(self, observation: Tensor, actions: Tensor) -> Tensor:
         """Values [N, S] of N actions [N, S, A] at each observation [S, O].
@@ -191,6 +190,13 @@ class Critic(nn.Module):
             hidden += state_part
             parts.append(self.value(self.tail(hidden.view(-1, hidden.shape[-1]))).view(block.shape[:2]))
         return torch.cat(parts)
+
+    def distribution(self, observation: Tensor, actions: Tensor) -> Tensor:
+        """Mean over N actions [N, S, A] of their value distributions, [S, K]; a sample at a time to save memory."""
+        pmf = torch.zeros(())
+        for action in actions:
+            pmf = pmf + torch.softmax(self.outputs(observation, action), dim=-1)
+        return pmf / len(actions)
 
 
 class CriticEnsemble(nn.Module):
@@ -206,7 +212,11 @@ class CriticEnsemble(nn.Module):
         return torch.stack([member(observation, action) for member in self._critics()])
 
     def error(self, observation: Tensor, action: Tensor, target: Tensor) -> Tensor:
-        """Loss [S] against target values [S], summed over the members."""
+        """Loss [S], summed over the members, against target values [S]; for `c51` against distributions [S, K]."""
+        if self.config.head == "hl_gauss":
+            atoms = self._critics()[0].atoms
+            assert atoms is not None
+            target = hl_gauss_pmf(target, atoms)
         return torch.stack([member.error(observation, action, target) for member in self._critics()]).sum(dim=0)
 
     def _critics(self) -> list[Critic]:
@@ -216,6 +226,20 @@ class CriticEnsemble(nn.Module):
     def target_values(self, observation: Tensor, actions: Tensor) -> Tensor:
         """Combined values [N, S] of actions [N, S, A], without gradient."""
         return self.combine(torch.stack([member.many_actions(observation, actions) for member in self._critics()]))
+
+    @torch.no_grad()
+    def target_distribution(self, observation: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Value distribution [S, K] of each state, averaged over N actions [N, S, A], and the atoms [K].
+
+        `min` takes the member with the smaller mean in each state, `mean` the mixture of the members.
+        """
+        pmfs = torch.stack([member.distribution(observation, actions) for member in self._critics()])  # [C, S, K]
+        atoms = self._critics()[0].atoms
+        assert atoms is not None
+        if self.config.aggregate == "mean":
+            return pmfs.mean(dim=0), atoms
+        lowest = (pmfs @ atoms).argmin(dim=0)  # [S]
+        return pmfs[lowest, torch.arange(len(lowest))], atoms
 
     def combine(self, values: Tensor) -> Tensor:
         """Minimum or mean over the first axis."""

@@ -6,6 +6,7 @@ Axes: K atoms; all leading axes are free.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -71,6 +72,39 @@ def project_pmf(pmf: Tensor, reward: Tensor, discount: Tensor, atoms: Tensor) ->
         result = torch.zeros_like(pmf)
         result.scatter_add_(-1, index, pmf * (1.0 - upper_share))
         return result.scatter_add_(-1, index + 1, pmf * upper_share)
+
+
+class Bootstrap(NamedTuple):
+    """Where an n-step return is bootstrapped: reward + discount * Z(state after step `index`). Each [B, T]."""
+
+    reward: Tensor
+    discount: Tensor
+    index: Tensor
+
+
+def n_step_bootstrap(reward_t: Tensor, discount_t: Tensor, trace_valid: Tensor, n: int) -> Bootstrap:
+    """Sums of up to `n` rewards, what the value behind them is discounted by, and after which step it stands.
+
+    The distributional counterpart of `losses.returns.n_step`; fewer steps where the window ends or the next step does
+    not continue this one (`trace_valid` 0). No gradient.
+
+    Args:
+        reward_t: [B, T].
+        discount_t: [B, T], 0 where the step terminated the task.
+        trace_valid: [B, T] bool or 0/1, whether step t continues step t - 1.
+        n: At least 1.
+    """
+    with torch.no_grad():
+        continues = trace_valid[:, 1:] > 0
+        own = torch.arange(reward_t.shape[1]).expand(reward_t.shape)
+        reward, discount, index = reward_t, discount_t, own
+        for _ in range(n - 1):
+            longer, further, last = reward_t.clone(), discount_t.clone(), own.clone()
+            longer[:, :-1] += torch.where(continues, discount_t[:, :-1] * reward[:, 1:], 0.0)
+            further[:, :-1] = torch.where(continues, discount_t[:, :-1] * discount[:, 1:], discount_t[:, :-1])
+            last[:, :-1] = torch.where(continues, index[:, 1:], own[:, :-1])
+            reward, discount, index = longer, further, last
+        return Bootstrap(reward, discount, index)
 
 
 def cross_entropy(logits: Tensor, pmf: Tensor) -> Tensor:

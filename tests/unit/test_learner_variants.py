@@ -151,3 +151,45 @@ def test_a_full_covariance_policy_that_is_diagonal_learns_like_a_diagonal_one():
         assert getattr(first, name) == pytest.approx(getattr(second, name), rel=1e-4, abs=1e-6), name
     rows = full.online_policy.head.weight.grad[:size]
     torch.testing.assert_close(rows, diagonal.online_policy.head.weight.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("aggregate", ["min", "mean"])
+@pytest.mark.parametrize(("returns", "horizon"), [("td_zero", None), ("n_step", 2), ("n_step", None)])
+def test_the_mean_of_a_c51_target_is_the_scalar_return(returns, horizon, aggregate):
+    settings = {"returns": returns, "return_horizon": horizon, "critic__aggregate": aggregate, "critic__head": "c51"}
+    learner = make_learner(**settings, critic__num_atoms=401, critic__value_bound=20.0)
+    batch = tensors(make_batch())
+    target = learner.target_pass(batch, reward_scale=1.0)
+    atoms = torch.linspace(-20.0, 20.0, 401)
+    assert target.critic_target.shape == (*batch.reward.shape, 401)
+    torch.testing.assert_close(target.critic_target.sum(dim=-1), torch.ones_like(batch.reward), atol=1e-5, rtol=0)
+    if aggregate == "mean":
+        # E over actions of the mean critic is the mean of the mixture; the minimum is taken per state here, per
+        # action there, so only a bound holds for it.
+        torch.testing.assert_close(target.critic_target @ atoms, target.returns, atol=2e-4, rtol=0)
+    else:
+        assert (target.critic_target @ atoms >= target.returns - 2e-4).all()
+    before = learner.flat["critic"].clone()
+    learner.update(make_batch())
+    assert not torch.equal(before, learner.flat["critic"])
+
+
+def test_c51_with_corrected_returns_is_refused():
+    for returns in ("retrace", "td_lambda"):
+        with pytest.raises(ValueError, match="use td_zero or n_step, or head: hl_gauss"):
+            make_learner(returns=returns, critic__head="c51")
+
+
+def test_an_hl_gauss_critic_learns_a_scalar_target():
+    learner = make_learner(critic__head="hl_gauss", learning_rate_critic=1e-2)
+    batch = tensors(make_batch())
+    target = torch.linspace(-2.0, 2.0, batch.reward.numel()).view(batch.reward.shape)
+    first = learner.critic_loss(batch, target).item()
+    for _ in range(200):
+        learner.optimizers["critic"].zero_grad(set_to_none=False)
+        learner.critic_loss(batch, target).backward()
+        learner.optimizers["critic"].step()
+    rows = batch.is_transition.flatten() > 0
+    values = learner.online_critic(batch.observation[:, :-1].flatten(0, 1), batch.action.clamp(-1, 1).flatten(0, 1))
+    assert learner.critic_loss(batch, target).item() < 0.5 * first
+    assert (values.mean(dim=0) - target.flatten()).abs()[rows].mean() < 0.3

@@ -4,7 +4,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpo_robot.losses.distributional import cross_entropy, expected_value, hl_gauss_pmf, project_pmf, support
+from mpo_robot.losses.distributional import (
+    cross_entropy,
+    expected_value,
+    hl_gauss_pmf,
+    n_step_bootstrap,
+    project_pmf,
+    support,
+)
+from mpo_robot.losses.returns import n_step, off_policy_returns
 
 ATOMS = support(5.0, 101)
 
@@ -96,3 +104,28 @@ def test_the_mean_of_projections_is_the_projection_of_the_mean():
     reward, discount = torch.linspace(-1, 1, 7), torch.full((7,), 0.99)
     each = project_pmf(pmfs, reward.expand(20, 7), discount.expand(20, 7), ATOMS).mean(dim=0)
     torch.testing.assert_close(project_pmf(pmfs.mean(dim=0), reward, discount, ATOMS), each, atol=3e-6, rtol=0)
+
+
+def test_n_step_bootstraps_by_hand():
+    reward = torch.tensor([[1.0, 2.0, 4.0, 8.0]])
+    discount = torch.tensor([[0.5, 0.5, 0.0, 0.5]])
+    valid = torch.tensor([[1.0, 1.0, 1.0, 0.0]])  # step 3 begins another episode
+    one = n_step_bootstrap(reward, discount, valid, 1)
+    assert (one.reward.tolist(), one.discount.tolist(), one.index.tolist()) == (
+        reward.tolist(), discount.tolist(), [[0, 1, 2, 3]]
+    )  # fmt: skip
+    three = n_step_bootstrap(reward, discount, valid, 3)
+    assert three.reward.tolist() == [[1 + 0.5 * (2 + 0.5 * 4), 2 + 0.5 * 4, 4.0, 8.0]]
+    assert three.discount.tolist() == [[0.0, 0.0, 0.0, 0.5]]
+    assert three.index.tolist() == [[2, 2, 2, 3]]
+
+
+@given(st.integers(0, 1000), st.integers(1, 6))
+def test_n_step_bootstraps_equal_n_step_returns(seed, n):
+    rng = torch.Generator().manual_seed(seed)
+    reward, value = torch.randn(3, 5, generator=rng), torch.randn(3, 5, generator=rng)
+    discount = 0.9 * (torch.rand(3, 5, generator=rng) > 0.2)
+    valid = torch.rand(3, 5, generator=rng) > 0.3
+    result = n_step_bootstrap(reward, discount, valid, n)
+    mine = result.reward + result.discount * value.gather(1, result.index)
+    torch.testing.assert_close(mine, off_policy_returns(reward, discount, value, *n_step(value, valid, n)))
