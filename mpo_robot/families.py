@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mpo_robot.duals import Duals
-from mpo_robot.losses import full_covariance, gaussian, mstep, mstep_full, mstep_single
+from mpo_robot.losses import full_covariance, gaussian, mstep, mstep_full, mstep_single, parametric
 from mpo_robot.losses.full_covariance import FullGaussian
 from mpo_robot.losses.mstep import Gaussian, KLPenalty, MStep
 from mpo_robot.mpo_config import MPOConfig
@@ -25,6 +25,7 @@ class DiagonalFamily:
     soft_decoupled = staticmethod(mstep.soft_decoupled_mstep)
     single = staticmethod(mstep_single.single_mstep)
     soft_single = staticmethod(mstep_single.soft_single_mstep)
+    parametric = staticmethod(parametric.parametric_step)
 
     @staticmethod
     def sample(policy: Gaussian, noise: Tensor) -> Tensor:
@@ -60,6 +61,7 @@ class FullFamily:
     soft_decoupled = staticmethod(mstep_full.full_soft_decoupled_mstep)
     single = staticmethod(mstep_full.full_single_mstep)
     soft_single = staticmethod(mstep_full.full_soft_single_mstep)
+    parametric = staticmethod(parametric.full_parametric_step)
     sample = staticmethod(full_covariance.sample)
     log_prob = staticmethod(full_covariance.log_prob)
 
@@ -110,3 +112,25 @@ def policy_mstep(
         single = family.soft_single(online, target, moments, mpo.init_alpha_mean, state_weights)
     zero = state_weights.new_zeros(())
     return MStep(single.loss_policy, zero, single.penalty, KLPenalty(zero, zero, zero.view(1)))
+
+
+def parametric_update(
+    family: Family,
+    online: Any,
+    target: Any,
+    noise: Tensor,
+    values: Tensor,
+    duals: Duals,
+    mpo: MPOConfig,
+    state_weights: Tensor,
+) -> MStep:
+    """The second variant of MPO: the online policy is itself the variational distribution, improved under the bounds.
+
+    The actions were sampled from the target policy, so the gradient is the importance-weighted one.
+
+    Args:
+        values: [N, S] of the sampled actions.
+    """
+    bounds = parametric.Bounds(duals.alpha_mean, duals.alpha_stddev, mpo.epsilon_mean, mpo.epsilon_stddev)
+    step = family.parametric(online, target, target, noise, values, bounds, state_weights, "importance")
+    return MStep(step.loss_policy, state_weights.new_zeros(()), step.penalty_mean, step.penalty_stddev)

@@ -14,7 +14,7 @@ from torch.nn import functional
 from mpo_robot.acting import NumpyActor
 from mpo_robot.actor_critic import ActorCritic, TensorBatch
 from mpo_robot.duals import Duals
-from mpo_robot.families import FAMILIES, policy_mstep, weighted_moments
+from mpo_robot.families import FAMILIES, parametric_update, policy_mstep, weighted_moments
 from mpo_robot.losses.distributional import n_step_bootstrap, project_pmf
 from mpo_robot.losses.estep import EStep, nonparametric_estep, out_of_bounds_cost
 from mpo_robot.losses.exact_dual import exact_temperature
@@ -115,6 +115,13 @@ class Learner(ActorCritic):
         """M-step, sum of all dual losses, and E-step of the task objective."""
         mpo, duals = self.config.mpo, self.duals
         cost = out_of_bounds_cost(target.actions) if mpo.action_penalization else None
+        if mpo.variational == "parametric":
+            values = target.q_values if cost is None else target.q_values + cost
+            mstep = parametric_update(
+                self._family, online, target.policy, target.noise, values, duals, mpo, state_weights
+            )
+            no_estep = EStep(torch.full_like(values, 1.0 / len(values)), values.new_zeros(()))
+            return mstep, mstep.penalty_mean.loss_alpha + mstep.penalty_stddev.loss_alpha, no_estep
         temperature, penalty_temperature = self._temperatures(target.q_values, cost, state_weights)
         estep = nonparametric_estep(target.q_values, temperature, mpo.epsilon, state_weights)
         weights, objectives, loss_duals = estep.normalized_weights, 1.0, estep.loss_temperature

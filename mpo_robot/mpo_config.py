@@ -23,6 +23,9 @@ class MPOConfig:
         epsilon: Bound on the E-step's KL(q || pi_target), nats.
         epsilon_mean: Bound on the mean's KL, nats; per dimension if `per_dim_constraining`.
         epsilon_stddev: Bound on the standard deviation's KL, nats; likewise.
+        variational: `nonparametric` (an E-step with weights on the samples, then an M-step), or `parametric`: the
+            online policy is improved by the gradient of its advantage under the bounds of the M-step, and there are no
+            temperatures; what leaves [-1, 1] then costs its distance in units of the scaled return.
         mstep: `decoupled` bounds for mean and covariance, or a `single` KL of the whole Gaussian, which then has the
             multiplier and bound of the mean.
         kl_form: `bound` with learned multipliers, or `price`: multipliers that stay at their initial values (the
@@ -44,6 +47,7 @@ class MPOConfig:
     epsilon: float = 0.1
     epsilon_mean: float = 0.01
     epsilon_stddev: float = 2e-5
+    variational: str = "nonparametric"
     mstep: str = "decoupled"
     kl_form: str = "bound"
     per_dim_constraining: bool = True
@@ -60,6 +64,9 @@ class MPOConfig:
             raise ValueError(
                 f"num_samples must be at least 2 (the weights of one sample carry nothing), got {self.num_samples}"
             )
+        _one_of("variational", self.variational, ("nonparametric", "parametric"))
+        if self.variational == "parametric" and (self.mstep, self.kl_form) != ("decoupled", "bound"):
+            raise ValueError("variational: parametric needs mstep: decoupled and kl_form: bound")
         _one_of("mstep", self.mstep, ("decoupled", "single"))
         _one_of("kl_form", self.kl_form, ("bound", "price"))
         _one_of("temperature_update", self.temperature_update, ("learned", "exact", "fixed"))
@@ -131,6 +138,8 @@ class LearnerConfig:
         _one_of("algorithm", self.algorithm, ("mpo", "sac", "ddpg", "epg"))
         if self.algorithm != "mpo" and self.policy.covariance != "diagonal":
             raise ValueError(f"policy.covariance: {self.policy.covariance} is for mpo, set it to diagonal")
+        if self.algorithm != "mpo" and self.critic.head == "c51":
+            raise ValueError("critic.head: c51 is for mpo, set it to scalar or hl_gauss")
         if (self.target_update_period is None) == (self.target_update_rate is None):
             raise ValueError("set exactly one of target_update_period and target_update_rate, and the other to null")
         _one_of("returns", self.returns, ("retrace", "td_lambda", "n_step", "td_zero"))

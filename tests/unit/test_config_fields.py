@@ -48,8 +48,10 @@ SECTIONS = {
 # Fields whose other value cannot be guessed from their type.
 OTHER_VALUES = {
     "learner__critic__aggregate": {"learner__critic__aggregate": "mean"},
+    "training__checkpoint_minutes": {"training__checkpoint_minutes": 1e-9},
     "training__noise_color": {"training__noise_color": 1.0},
     "learner__critic__head": {"learner__critic__head": "hl_gauss"},
+    "learner__mpo__variational": {"learner__mpo__variational": "parametric"},
     "learner__mpo__mstep": {"learner__mpo__mstep": "single"},
     "learner__mpo__kl_form": {"learner__mpo__kl_form": "price"},
     "learner__policy__covariance": {"learner__policy__covariance": "full"},

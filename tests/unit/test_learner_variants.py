@@ -74,6 +74,8 @@ def test_temperatures_can_be_written(value):
     [
         (MPOConfig, {"temperature_update": "newton"}, "one of learned, exact, fixed"),
         (MPOConfig, {"mstep": "triple"}, "one of decoupled, single"),
+        (MPOConfig, {"variational": "implicit"}, "one of nonparametric, parametric"),
+        (MPOConfig, {"variational": "parametric", "mstep": "single"}, "needs mstep: decoupled"),
         (MPOConfig, {"kl_form": "soft"}, "one of bound, price"),
         (PolicyConfig, {"covariance": "sparse"}, "diagonal or full"),
         (LearnerConfig, {"returns": "gae"}, "one of retrace, td_lambda, n_step, td_zero"),
@@ -193,3 +195,29 @@ def test_an_hl_gauss_critic_learns_a_scalar_target():
     values = learner.online_critic(batch.observation[:, :-1].flatten(0, 1), batch.action.clamp(-1, 1).flatten(0, 1))
     assert learner.critic_loss(batch, target).item() < 0.5 * first
     assert (values.mean(dim=0) - target.flatten()).abs()[rows].mean() < 0.3
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_the_parametric_variant_learns_without_temperatures(covariance):
+    learner = make_learner(mpo__variational="parametric", policy__covariance=covariance)
+    temperatures = learner.flat["duals"][:2].clone()
+    before = learner.flat["policy"].clone()
+    for _ in range(3):
+        metrics = learner.update(make_batch(), want_metrics=True)
+    assert metrics is not None
+    assert all(math.isfinite(value) for value in metrics)
+    assert metrics.kl_q_rel == pytest.approx(0.0, abs=1e-4)
+    assert torch.equal(temperatures, learner.flat["duals"][:2])
+    assert not torch.equal(before, learner.flat["policy"])
+
+
+def test_the_parametric_variant_climbs_towards_better_actions():
+    # One dimension of a known Q: the mean must move up its slope and stay within the bound per target policy.
+    learner = make_learner(mpo__variational="parametric", mpo__num_samples=64, mpo__action_penalization=False)
+    batch = make_batch()
+    learner.target_critic.target_values = lambda observation, actions: actions[..., 0]
+    start = learner.online_policy(tensors(batch).observation.flatten(0, 1)).mean[:, 0].mean().item()
+    for _ in range(30):
+        learner.update(batch)
+    end = learner.online_policy(tensors(batch).observation.flatten(0, 1)).mean[:, 0].mean().item()
+    assert end > start + 0.05
