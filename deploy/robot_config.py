@@ -111,7 +111,9 @@ class RobotConfig:
 
     def __post_init__(self) -> None:
         if self.episodes < 0:
-            raise ConfigError(f"episodes must not be negative, got {self.episodes}")
+            raise ConfigError(f"episodes must not be negative, got {self.episodes}; 0 runs until stopped")
+        if self.seed is not None and self.seed < 0:
+            raise ConfigError(f"seed must not be negative, got {self.seed}")
         if self.policy_path is None and (self.policy == "local" or self.fallback.needs_local_policy):
             user = "policy: local" if self.policy == "local" else "the `local` rung of fallback.ladder"
             raise ConfigError(f"{user} needs policy_path (or --policy FILE.onnx): the policy file to act with")

@@ -37,6 +37,8 @@ class ServerConfig:
     curve_allow: Path | None = None
 
     def __post_init__(self) -> None:
+        if self.seed is not None and self.seed < 0:
+            raise ConfigError(f"seed must not be negative, got {self.seed}")
         if self.max_sessions < 1:
             raise ConfigError(f"max_sessions must be at least 1, got {self.max_sessions}")
         for name in ("session_idle_s", "registry_poll_s"):

@@ -112,7 +112,7 @@ def build(cls: type[T], data: Mapping[str, Any], path: str = "") -> T:
     values: dict[str, Any] = {}
     for key, value in data.items():
         if key not in fields:
-            raise ConfigError(_unknown_key(str(key), list(fields), path))
+            raise ConfigError(_unknown_key(str(key), cls, path))
         values[key] = _convert(hints[key], value, f"{path}{key}")
     for name, item in fields.items():
         required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
@@ -151,10 +151,23 @@ def differences(before: Any, after: Any, path: str = "") -> dict[str, list[Any]]
     return result
 
 
-def _unknown_key(key: str, known: list[str], path: str) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f"did you mean {path}{near[0]}?" if near else f"known keys: {', '.join(known)}"
+def _unknown_key(key: str, cls: type, path: str) -> str:
+    known = [item.name for item in dataclasses.fields(cls) if item.init]  # type: ignore[arg-type]
+    deeper = [name for name in _nested_keys(cls, path) if name.rpartition(".")[2] == key]
+    near = deeper or [path + name for name in difflib.get_close_matches(key, known, n=1, cutoff=0.5)]
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known keys: {', '.join(known)}"
     return f"unknown key {path}{key}: {hint}"
+
+
+def _nested_keys(cls: type, path: str) -> list[str]:
+    """Full keys of the settings in the sections of `cls`, at any depth."""
+    keys: list[str] = []
+    for name, hint in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            section = typing.cast(type, hint)
+            keys += [f"{path}{name}.{item.name}" for item in dataclasses.fields(section) if item.init]
+            keys += _nested_keys(section, f"{path}{name}.")
+    return keys
 
 
 def _copy(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -88,6 +88,8 @@ class LearnerConfig:
     """Networks, returns, optimisers, target networks.
 
     Attributes:
+        algorithm: What improves the policy: `mpo`, or a baseline on the same networks and data: `sac`, `ddpg`, `epg`
+            (expected policy gradient).
         categorical: MPO for tasks with discrete actions; there `mpo` has no effect but for `temperature_update`.
         discount: Discount per control step.
         returns: Estimator of the critic's targets: `retrace`, or without importance ratios `td_lambda` and `n_step`
@@ -106,6 +108,8 @@ class LearnerConfig:
         grad_clip_norm: Bound on the gradient norm of the policy and of the critics, each; None for no bound.
         target_update_period: Learner steps between hard copies to the target networks, or None.
         target_update_rate: Polyak rate per learner step, or None. Exactly one of the two is set.
+        compile: Compile the losses with `torch.compile`: about a quarter less time per update at the default size, for
+            a minute at the start. Needs a C++ compiler. Only `mpo` on continuous actions does it.
         return_scale_bound: The critic learns rewards divided by a running scale of the discounted return, whose
             largest value stays below this bound; None to learn plain rewards.
     """
@@ -133,6 +137,7 @@ class LearnerConfig:
     target_update_period: int | None = None
     target_update_rate: float | None = 0.02
     return_scale_bound: float | None = 5.0
+    compile: bool = False
 
     def __post_init__(self) -> None:
         _one_of("algorithm", self.algorithm, ("mpo", "sac", "ddpg", "epg"))

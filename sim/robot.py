@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mpo_robot.errors import ConfigError
 from mpo_robot.specs import PolicySpec
 from mpo_robot.types import FloatArray
 from sim.config import EnvironmentConfig
@@ -44,6 +45,10 @@ class SimulatedRobotConfig:
     seed: int = 0
     time_limit_s: float | None = None
     action_repeat: int = 1
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigError(f"seed must not be negative, got {self.seed}")
 
     def environment(self) -> EnvironmentConfig:
         """The environment behind this robot, with the mismatch resolved.

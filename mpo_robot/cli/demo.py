@@ -49,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
     for name in ("rounds", "episodes", "evaluation_episodes"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1")
+    if args.seed < 0:
+        raise ConfigError(f"--seed must not be negative, got {args.seed}")
     if args.dir.exists():
         if any(args.dir.iterdir()) and not (args.dir / MARKER).exists():
             raise ConfigError(f"{args.dir} is not empty and was not made by the demo: give another --dir")

@@ -8,9 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from deploy.onnx_policy import OnnxPolicy
+from deploy.categorical_policy import OnnxCategoricalPolicy, open_policy
 from mpo_robot.cli.settings import load_run_config
 from mpo_robot.config import build
 from mpo_robot.errors import ConfigError
@@ -38,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
     """Execute the command."""
     if args.episodes < 1:
         raise ConfigError(f"--episodes must be at least 1, got {args.episodes}")
+    if args.seed < 0:
+        raise ConfigError(f"--seed must not be negative, got {args.seed}")
     act, spec, environment_config = _load(args.policy)
     if args.task:
         environment_config = EnvironmentConfig(task=args.task)
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _load(path: Path) -> tuple[Callable[[FloatArray], FloatArray], PolicySpec, EnvironmentConfig | None]:
-    """Mean-action function, spec and nominal training environment of a run folder or an ONNX file."""
+    """Function of the mean (or most probable) action, spec and nominal training environment of a run or ONNX file."""
     if path.is_dir():
         folder = RunFolder(path)
         folder.require()
@@ -75,11 +75,16 @@ def _load(path: Path) -> tuple[Callable[[FloatArray], FloatArray], PolicySpec, E
             return actor.distribution(observation if normalizer is None else normalizer(observation))[0]
 
         return act, loaded.spec, config.nominal_environment()
-    policy = OnnxPolicy(path)
-    rng = np.random.default_rng(0)
+    policy = open_policy(path)
     trained_in = policy.metadata.get("training", {}).get("environment")
+
+    def act_on_file(observation: FloatArray) -> FloatArray:
+        if isinstance(policy, OnnxCategoricalPolicy):
+            return policy.best_action(observation)
+        return policy.act(observation, stochastic=False).action
+
     return (
-        lambda observation: policy.act(observation, stochastic=False, rng=rng).action,
+        act_on_file,
         policy.spec,
         None if trained_in is None else build(EnvironmentConfig, trained_in, "training.environment."),
     )

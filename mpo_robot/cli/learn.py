@@ -13,6 +13,7 @@ from tqdm import trange
 from deploy.registry import PolicyRegistry
 from mpo_robot.cli.log_intake import Intake, take_in
 from mpo_robot.cli.settings import RunConfig, load_run_config, training_record
+from mpo_robot.cli.settings_list import add_settings_option
 from mpo_robot.compute import configure_compute
 from mpo_robot.config import load_config
 from mpo_robot.continual import ContinualLearner, LearnConfig
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--publish", type=Path, metavar="DIR", help="policy registry (default: RUN/policies)")
     parser.add_argument("--no-publish", action="store_true", help="learn and save only")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_settings_option(parser, lambda: {"": LearnConfig})
 
 
 def run(args: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import traceback
 from pathlib import Path
@@ -15,6 +16,7 @@ from deploy.robot_config import RobotConfig, build_parts, load_driver
 from deploy.session import run_session
 from deploy.stopping import StopSignals
 from deploy.timing import use_real_time_priority
+from mpo_robot.cli.settings_list import add_settings_option
 from mpo_robot.config import apply_overrides, build, read_yaml
 from mpo_robot.errors import ConfigError, MpoRobotError
 
@@ -40,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--endpoint", help="policy server, tcp://HOST:PORT or ipc://PATH")
     parser.add_argument("--policy", metavar="FILE", help="ONNX policy in this process: for the ladder, or policy=local")
     parser.add_argument("--seed", type=int, help="of the start states and of local sampling")
+    add_settings_option(parser, _settings)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -88,6 +91,15 @@ def load_robot_config(args: argparse.Namespace) -> RobotConfig:
             raise ConfigError(f"{section} must be a section (a mapping), got {target!r}")
         target[key] = value
     return build(RobotConfig, data)
+
+
+def _settings() -> dict[str, type]:
+    sections: dict[str, type] = {"": RobotConfig}
+    with contextlib.suppress(ModuleNotFoundError):  # a real robot's computer has no simulator
+        from sim.robot import SimulatedRobotConfig
+
+        sections["robot.options."] = SimulatedRobotConfig
+    return sections
 
 
 def _make_robot(config: RobotConfig) -> Robot:

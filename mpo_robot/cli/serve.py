@@ -13,6 +13,7 @@ from typing import Any
 from deploy.registry import PolicyRegistry, import_policy
 from deploy.server import PolicyServer, ServerConfig
 from deploy.timing import use_real_time_priority
+from mpo_robot.cli.settings_list import add_settings_option
 from mpo_robot.config import apply_overrides, build, read_yaml
 from mpo_robot.errors import ConfigError
 
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="server settings, over --config")
     parser.add_argument("--config", type=Path, help="YAML file with server settings (see configs/deploy/)")
     parser.add_argument("--endpoint", help="tcp://HOST:PORT or ipc://PATH (default tcp://127.0.0.1:5555)")
+    add_settings_option(parser, lambda: {"": ServerConfig})
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument(
         "--stochastic",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mpo_robot.config import load_config, to_dict
+from mpo_robot.errors import ConfigError
 from mpo_robot.mpo_config import LearnerConfig
 from mpo_robot.training_config import TrainingConfig
 from sim.config import EnvironmentConfig
@@ -28,6 +29,10 @@ class RunConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigError(f"seed must not be negative, got {self.seed}")
 
     def nominal_environment(self) -> EnvironmentConfig:
         """The environment without randomisation, for evaluation."""

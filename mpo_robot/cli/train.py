@@ -11,6 +11,7 @@ from types import FrameType
 from tqdm import tqdm
 
 from mpo_robot.cli.settings import RunConfig, load_run_config
+from mpo_robot.cli.settings_list import add_settings_option
 from mpo_robot.compute import configure_compute
 from mpo_robot.config import differences, dump_yaml
 from mpo_robot.errors import ConfigError
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, help="run folder to create (default: runs/<config name>-seed<seed>)")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="continue this run from its newest checkpoint")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_settings_option(parser, lambda: {"": RunConfig})
 
 
 def run(args: argparse.Namespace) -> int:
