@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any, TextIO, cast
 
 from mpo_robot import __version__
 from mpo_robot.errors import MpoRobotError
@@ -73,8 +76,51 @@ def missing_package(error: ModuleNotFoundError) -> Exception:
     )
 
 
+class PatientStream:
+    """A text stream whose reader may go away, as `head` does: what is written afterwards is dropped.
+
+    A robot episode or a training must neither end nor fail because nobody reads along any more.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, or drop the text if the reader is gone."""
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._drop_all()
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush, or drop what was to be flushed."""
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._drop_all()
+
+    def _drop_all(self) -> None:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._stream.fileno())
+        os.close(null)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 2 bad input, 130 interrupted."""
+    out, err = (cast(TextIO, PatientStream(stream)) for stream in (sys.stdout, sys.stderr))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            return _main(argv)
+        finally:  # here and not when the interpreter ends, where nobody handles a reader that is gone
+            out.flush()
+            err.flush()
+
+
+def _main(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in arguments if not word.startswith("-")), None)
     try:

@@ -1,5 +1,7 @@
 import argparse
 import importlib
+import os
+import subprocess
 import sys
 
 import pytest
@@ -118,3 +120,27 @@ def test_a_missing_module_of_our_own_is_a_bug_and_keeps_its_traceback(install):
     install(import_error=missing("mpo_robot.cli.train"))
     with pytest.raises(ModuleNotFoundError):
         cli.main(["train"])
+
+
+def test_a_reader_that_goes_away_neither_stops_the_command_nor_changes_its_exit_code(tmp_path):
+    program = (
+        "import argparse, importlib, sys\n"
+        "from mpo_robot.cli import main as cli\n"
+        "def run(args):\n"
+        "    for index in range(3):\n"
+        "        print('x' * 100_000, flush=True)\n"
+        "        print('y', file=sys.stderr)\n"
+        "    open(sys.argv[1], 'w').write('done')\n"
+        "    print('left in the buffer')\n"
+        "    return 1\n"
+        "module = argparse.Namespace(add_arguments=lambda parser: None, run=run)\n"
+        "importlib.import_module = lambda name: module\n"
+        "sys.exit(cli.main(['serve']))\n"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-c", program, str(tmp_path / "proof")]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "y\n" * 3)
+    assert (tmp_path / "proof").read_text() == "done"
