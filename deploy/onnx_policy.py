@@ -8,8 +8,6 @@ Shapes: O observation size, A action size.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,12 +17,10 @@ import numpy.typing as npt
 import onnxruntime
 
 from deploy.numeric import all_finite
-from deploy.onnx_file import graph_hash
-from mpo_robot.errors import ConfigError, MpoRobotError, SpecMismatchError
+from deploy.policy_file import PolicyFile
+from mpo_robot.errors import ConfigError, MpoRobotError
 from mpo_robot.specs import PolicySpec
 
-METADATA_KEY = "mpo_robot"
-METADATA_SCHEMA_VERSION = 1
 INPUT_NAME = "obs"
 OUTPUT_NAMES = ("actions", "stddev")
 _LOG_TWO_PI = math.log(2.0 * math.pi)
@@ -97,20 +93,17 @@ class OnnxPolicy:
                 exported one, or outputs that break the file contract on test observations.
             SpecMismatchError: the spec inside does not have the hash the file claims.
         """
-        self.path = Path(path)
-        try:
-            data = self.path.read_bytes()
-        except OSError as error:
-            raise ConfigError(f"cannot read policy {self.path}: {error.strerror}") from error
-        self.policy_version = hashlib.sha256(data).hexdigest()
-        # Loading from the bytes that were hashed: the file cannot change between the two.
-        self._session = _open_session(data, self.path)
-        self.metadata = _read_metadata(self._session, self.path)
-        self.spec = _read_spec(self.metadata, self.path)
+        file = PolicyFile.read(path)
+        self.path, self._session, self.metadata, self.spec = file.path, file.session, file.metadata, file.spec
+        self.policy_version, self.graph_hash = file.policy_version, file.graph_hash
+        if self.spec.num_actions is not None:
+            raise ConfigError(
+                f"{self.path} chooses one of {self.spec.num_actions} discrete actions, robots take continuous "
+                "commands: `mpo-robot evaluate` and `inspect` work with it, serving and driving a robot do not"
+            )
         _check_interface(self._session, self.spec, self.path)
-        self.graph_hash = graph_hash(data)
         if verify_graph:
-            self._check_graph()
+            file.require_exported_graph()
         # Fixed buffers bound once halve the cost of a call. Row 0 takes the mean command, row 1 its stddev.
         self._input = np.zeros((1, self.spec.observation_size), np.float32)
         self._output = np.zeros((2, self.spec.action_size), np.float32)
@@ -156,14 +149,6 @@ class OnnxPolicy:
             raise PolicyError(f"policy {self.policy_version[:12]} sampled NaN or infinity")
         return PolicyAction(action, _log_prob(actions, means, stddevs), mean, stddev)
 
-    def _check_graph(self) -> None:
-        claimed = self.metadata.get("graph_hash")
-        if claimed != self.graph_hash:
-            raise ConfigError(
-                f"{self.path}: claims graph_hash {str(claimed)[:12]} but the graph inside has {self.graph_hash[:12]}: "
-                "it is not the one that passed the parity gate. The file was edited or damaged, export it again"
-            )
-
     def _bind(self) -> onnxruntime.IOBinding:
         """Tie input and outputs of the session to our buffers."""
         binding = self._session.io_binding()
@@ -198,44 +183,6 @@ class OnnxPolicy:
                     f"policy {self.path}: output 'actions' leaves the command bounds of its own spec; "
                     "it must be in physical units and clipped"
                 )
-
-
-def _open_session(data: bytes, path: Path) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # these networks are far too small to share between threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # fatal only: every problem comes back as an exception
-    try:
-        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has no common base class for its errors
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-        raise ConfigError(f"{path} is not an ONNX policy this program can load: {reason}") from error
-
-
-def _read_metadata(session: onnxruntime.InferenceSession, path: Path) -> dict[str, Any]:
-    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
-    if text is None:
-        raise ConfigError(f"{path} has no {METADATA_KEY!r} metadata: write it with `mpo-robot export`")
-    try:
-        metadata = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"{path}: metadata {METADATA_KEY!r} is not JSON: {error}") from error
-    if not isinstance(metadata, dict) or metadata.get("schema_version") != METADATA_SCHEMA_VERSION:
-        found = metadata.get("schema_version") if isinstance(metadata, dict) else type(metadata).__name__
-        raise ConfigError(f"{path}: metadata has schema_version {found}, this program reads {METADATA_SCHEMA_VERSION}")
-    return metadata
-
-
-def _read_spec(metadata: dict[str, Any], path: Path) -> PolicySpec:
-    if not isinstance(metadata.get("spec"), dict):
-        raise ConfigError(f"{path}: metadata {METADATA_KEY!r} holds no policy spec")
-    spec = PolicySpec.from_dict(metadata["spec"])
-    if metadata.get("spec_hash") != spec.spec_hash:
-        raise SpecMismatchError(
-            f"{path}: claims spec_hash {str(metadata.get('spec_hash'))[:12]} but the spec inside has "
-            f"{spec.spec_hash[:12]}: the file was edited or damaged, export it again"
-        )
-    return spec
 
 
 def _check_interface(session: onnxruntime.InferenceSession, spec: PolicySpec, path: Path) -> None:

@@ -1,7 +1,8 @@
 """ONNX export with the normaliser and the command scaling inside, the spec in the metadata, and a parity gate.
 
 The file has one input, `obs` [batch, O] (raw observations), and two outputs in physical command units: `actions`
-[batch, A], the policy's mean clipped to the command bounds, and `stddev` [batch, A].
+[batch, A], the policy's mean clipped to the command bounds, and `stddev` [batch, A]. For discrete actions they are
+`actions` [batch, 1], the index of the most probable action as a float, and `logits` [batch, K].
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnxruntime
 import torch
@@ -35,7 +37,11 @@ PARITY_TOLERANCE = 1e-5
 
 
 class ParityResult(NamedTuple):
-    """Largest absolute difference between torch and onnxruntime, in units of half the command range."""
+    """Largest difference between torch and onnxruntime.
+
+    In units of half the command range; for discrete actions of the logits, relative to the largest of them where that
+    is above 1.
+    """
 
     max_abs_error: float
     observations: int
@@ -44,6 +50,7 @@ class ParityResult(NamedTuple):
 class ExportedPolicy(nn.Module):
     """Normaliser, policy and command scaling as one graph: obs [batch, O] -> actions, stddev [batch, A]."""
 
+    output_names: ClassVar[tuple[str, ...]] = ("actions", "stddev")
     offset: Tensor
     scale: Tensor
     command_center: Tensor
@@ -66,12 +73,39 @@ class ExportedPolicy(nn.Module):
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean command clipped to the bounds, and its standard deviation, in physical units."""
-        normalized = (obs - self.offset) * self.scale
-        if self.clip != float("inf"):
-            normalized = normalized.clamp(-self.clip, self.clip)
-        mean, stddev = self.policy(normalized)
+        mean, stddev = self.policy(self.normalized(obs))
         actions = self.command_center + self.command_half_range * mean.clamp(-1.0, 1.0)
         return actions, stddev * self.command_half_range
+
+    def normalized(self, obs: Tensor) -> Tensor:
+        """What the policy network sees."""
+        normalized = (obs - self.offset) * self.scale
+        return normalized if self.clip == float("inf") else normalized.clamp(-self.clip, self.clip)
+
+    def differences(self, actual: list[FloatArray], expected: list[FloatArray]) -> list[npt.NDArray[Any]]:
+        """By how much each number differs, in the unit of `ParityResult`."""
+        half_range: FloatArray = self.command_half_range.numpy()
+        return [np.abs(got - want) / half_range for got, want in zip(actual, expected)]
+
+
+class ExportedCategoricalPolicy(ExportedPolicy):
+    """Normaliser and policy as one graph: obs [batch, O] -> actions [batch, 1], logits [batch, K]."""
+
+    output_names: ClassVar[tuple[str, ...]] = ("actions", "logits")
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Index of the most probable action, and the logits of all."""
+        logits = self.policy(self.normalized(obs))
+        return logits.argmax(dim=-1, keepdim=True).to(logits.dtype), logits
+
+    def differences(self, actual: list[FloatArray], expected: list[FloatArray]) -> list[npt.NDArray[Any]]:
+        """Of the logits; and where the actions differ, the logits' gap between the two: it must be a tie."""
+        logits = expected[1]
+        unit = np.maximum(np.abs(logits).max(axis=1, keepdims=True), 1.0)
+        chosen, wanted = (
+            np.take_along_axis(logits, item.astype(np.int64), axis=1) for item in (actual[0], expected[0])
+        )
+        return [np.abs(wanted - chosen) / unit, np.abs(actual[1] - logits) / unit]
 
 
 def export_policy(
@@ -89,11 +123,12 @@ def export_policy(
     Raises:
         ExportError: parity fails, or the file cannot be written; an existing file at `path` is then left as it was.
     """
-    module = ExportedPolicy(policy, normalizer, spec).eval()
+    kind = ExportedPolicy if spec.num_actions is None else ExportedCategoricalPolicy
+    module = kind(policy, normalizer, spec).eval()
     model = _to_onnx(module, spec.observation_size)
     graph_hash = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
     observations = parity_observations(spec, normalizer)
-    parity = check_parity(module, model.SerializeToString(), observations, spec)
+    parity = check_parity(module, model.SerializeToString(), observations)
     if not parity.max_abs_error <= PARITY_TOLERANCE:
         raise ExportError(
             f"torch and onnxruntime differ by {parity.max_abs_error:.3g} (allowed {PARITY_TOLERANCE:g}) on "
@@ -132,15 +167,13 @@ def parity_observations(spec: PolicySpec, normalizer: RunningNormalizer | None) 
     return observations.astype(np.float32)
 
 
-def check_parity(
-    module: ExportedPolicy, model_bytes: bytes, observations: FloatArray, spec: PolicySpec
-) -> ParityResult:
+def check_parity(module: ExportedPolicy, model_bytes: bytes, observations: FloatArray) -> ParityResult:
     """Compare both outputs of torch and onnxruntime on raw observations [K, O]."""
     with torch.inference_mode():
         expected = [output.numpy() for output in module(torch.from_numpy(observations))]
     session = onnxruntime.InferenceSession(model_bytes, providers=["CPUExecutionProvider"])
-    actual = session.run(["actions", "stddev"], {"obs": observations})
-    errors = [np.abs(got - want) / spec.command_half_range for got, want in zip(actual, expected)]
+    actual = [np.asarray(output) for output in session.run(module.output_names, {"obs": observations})]
+    errors = [item.max() for item in module.differences(actual, expected)]
     error = float(np.max(errors))  # NaN in either output stays NaN, which Python's max would lose
     return ParityResult(error if np.isfinite(error) else float("inf"), len(observations))
 
@@ -152,7 +185,7 @@ def _to_onnx(module: ExportedPolicy, observation_size: int) -> onnx.ModelProto:
             module,
             (example,),
             input_names=["obs"],
-            output_names=["actions", "stddev"],
+            output_names=list(module.output_names),
             dynamic_shapes={"obs": {0: torch.export.Dim("batch", min=1, max=65536)}},
             dynamo=True,
             opset_version=18,
@@ -195,9 +228,11 @@ def _mjlab_keys(spec: PolicySpec, training: dict[str, Any]) -> dict[str, str]:
     names = [
         term.name if term.size == 1 else f"{term.name}_{index}" for term in spec.command for index in range(term.size)
     ]
-    return {
-        "joint_names": ",".join(names),
+    keys = {
         "observation_names": ",".join(term.name for term in spec.observation),
-        "action_scale": ",".join(repr(float(value)) for value in spec.command_half_range),
         "run_path": str(training.get("run", "")),
     }
+    if spec.num_actions is not None:
+        return keys
+    scale = ",".join(repr(float(value)) for value in spec.command_half_range)
+    return keys | {"joint_names": ",".join(names), "action_scale": scale}

@@ -7,7 +7,8 @@ from typing import Any
 
 import onnxruntime
 
-from deploy.onnx_policy import METADATA_KEY, OnnxPolicy
+from deploy.categorical_policy import open_policy
+from deploy.policy_file import METADATA_KEY
 from deploy.registry import PolicyRegistry
 from mpo_robot.specs import PolicySpec, TermSpec
 
@@ -18,7 +19,7 @@ def describe(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError, SpecMismatchError: not a policy this program can run.
     """
-    policy = OnnxPolicy(path, verify_graph=False)
+    policy = open_policy(path, verify_graph=False)
     metadata = policy.metadata
     claimed = metadata.get("graph_hash")
     changed = claimed != policy.graph_hash
@@ -79,6 +80,7 @@ def _rows(terms: tuple[TermSpec, ...]) -> list[dict[str, Any]]:
                 "low": _bound(term.low),
                 "high": _bound(term.high),
             }
+            | ({} if term.choices is None else {"choices": term.choices})
         )
         start = end + 1
     return rows
