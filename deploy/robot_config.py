@@ -18,7 +18,7 @@ from deploy.loop_parts import LoopConfig, LoopParts
 from deploy.observation_checks import ObservationConfig
 from deploy.onnx_policy import OnnxPolicy
 from deploy.robot import Robot, RobotError
-from deploy.safety import SafetyConfig
+from deploy.safety import SafetyConfig, TermWatch, compile_limits
 from deploy.security import ClientSecurity
 from deploy.timing import Clock, SystemClock
 from mpo_robot.errors import ConfigError
@@ -143,8 +143,13 @@ def build_parts(config: RobotConfig, spec: PolicySpec, should_stop: Callable[[],
     before the robot moves.
 
     Raises:
-        MpoRobotError: a policy that does not fit the robot, no server, or a log directory that cannot be written.
+        MpoRobotError: a limit for a term that the robot lacks, a policy that does not fit it, no server, or a log
+            directory that cannot be written.
     """
+    # What the configuration alone decides comes before the wait for a server.
+    compile_limits(config.safety, spec)
+    TermWatch(config.safety, spec)
+    open_log = _log_opener(config, spec)
     clock = SystemClock(round(config.loop.spin_s * 1e9))
     local = None
     if config.policy_path is not None:
@@ -163,7 +168,7 @@ def build_parts(config: RobotConfig, spec: PolicySpec, should_stop: Callable[[],
         safety=config.safety,
         observation=config.observation,
         fallback=config.fallback,
-        open_log=_log_opener(config, spec),
+        open_log=open_log,
         should_stop=should_stop,
         clock=clock,
     )

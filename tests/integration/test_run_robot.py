@@ -55,6 +55,26 @@ def test_local_policy_in_real_time(tmp_path: Path, policy: Path, capsys: pytest.
     assert "jitter [us]" in output
 
 
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"safety": {"watch": [{"term": "stat", "max_abs": 1.0}]}}, "did you mean"),
+        ({"safety": {"rate": {"max_per_second": {"moter": 1.0}}}}, "did you mean"),
+        ({"log": {"directory": "/proc/logs"}}, "log directory"),
+    ],
+)
+def test_what_the_robot_file_alone_gets_wrong_is_told_before_a_server_is_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, settings: Any, text: str
+) -> None:
+    def no_server(*_: Any, **__: Any) -> None:
+        raise AssertionError("a server was asked")
+
+    monkeypatch.setattr("deploy.robot_config.PolicyClient", no_server)
+    assert run(write_config(tmp_path, **settings)) == 2
+    assert text in capsys.readouterr().err
+    assert journal(tmp_path) == []
+
+
 def test_seed_makes_start_states_and_actions_repeat(tmp_path: Path, policy: Path) -> None:
     for name in ("a", "b"):
         directory = tmp_path / name
