@@ -1,4 +1,7 @@
-"""`mpo-robot bench`: run the scripts under benchmarks/ one after the other; each stores its result as JSON there."""
+"""`mpo-robot bench`: run the scripts under benchmarks/ one after the other; each stores its result as JSON there.
+
+`mpo-robot bench compare` trains and compares algorithms instead (`cli/compare.py`).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from mpo_robot.cli import compare
 from mpo_robot.errors import ConfigError
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -15,18 +19,25 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="benchmarks to run, such as learner_step (default: all)"
+        "names", nargs="*", metavar="NAME", help="benchmarks to run, such as learner_step (default: all), or compare"
     )
+    parser.set_defaults(overrides=[])  # key=value settings behind the options end up here
+    compare.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Execute the command."""
+    overrides = [name for name in args.names if "=" in name] + args.overrides
+    if args.names[:1] == ["compare"] and len(args.names) == 1 + sum("=" in name for name in args.names):
+        return compare.run(args, overrides)
+    if overrides:
+        raise ConfigError(f"settings such as {overrides[0]} belong to bench compare")
     scripts = {path.stem: path for path in sorted(BENCHMARKS.glob("*.py")) if not path.stem.startswith("_")}
     if not scripts:
         raise ConfigError(f"the benchmarks are part of a source checkout; {BENCHMARKS} holds none")
     unknown = [name for name in args.names if name not in scripts]
     if unknown:
-        raise ConfigError(f"no benchmark {unknown[0]!r}; there are: {', '.join(scripts)}")
+        raise ConfigError(f"no benchmark {unknown[0]!r}; there are: {', '.join(scripts)}, and compare")
     failed = []
     for name in args.names or scripts:
         print(f"== {name}", flush=True)

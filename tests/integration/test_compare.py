@@ -1,0 +1,75 @@
+"""`mpo-robot bench compare`: what it refuses, and two tiny trainings from the command to the table."""
+
+import csv
+
+import pytest
+
+from mpo_robot.cli.main import main
+
+TASK = "dm_control:cartpole-swingup"
+TINY = [
+    "environment.time_limit_s=0.3",
+    "training.warmup_steps=20",
+    "training.updates_per_step=0.1",
+    "training.evaluation_period=40",
+    "training.evaluation_episodes=1",
+    "training.log_period=20",
+    "training.replay_capacity=200",
+    "learner.policy.hidden_sizes=[8]",
+    "learner.critic.hidden_sizes=[8]",
+    "learner.batch_sequences=4",
+]
+
+
+def rows(path):
+    with path.open() as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.mark.timeout(600)  # two processes that import everything, on a machine that may be busy
+def test_two_tiny_trainings_end_in_a_table_and_are_not_repeated(tmp_path, capsys):
+    command = ["bench", "compare", "--algorithms", "mpo,sac", "--tasks", TASK, "--seeds", "3", "--steps", "80"]
+    command += ["--dir", str(tmp_path), "--jobs", "2", *TINY]
+    assert main(command) == 0
+    output = capsys.readouterr().out
+    assert "2 trainings" in output
+    assert "0 finished already" in output
+    table = rows(tmp_path / "comparison.csv")
+    assert {row["algorithm"] for row in table} == {"mpo", "sac"}
+    scores = {row["algorithm"]: row for row in rows(tmp_path / "scores.csv")}
+    for algorithm in ("mpo", "sac"):
+        run = tmp_path / algorithm / TASK.replace(":", "_") / "seed3"
+        last = rows(run / "evaluations.csv")[-1]
+        assert last["environment_steps"] == "80"
+        assert float(scores[algorithm]["return"]) == float(last["return_mean"])
+        assert float(scores[algorithm]["score"]) == pytest.approx(float(last["return_mean"]) / 1000.0)
+    assert "temperature" in rows(tmp_path / "sac" / TASK.replace(":", "_") / "seed3" / "metrics.csv")[-1]
+    assert (tmp_path / "comparison.png").exists()
+    assert main(command) == 0
+    assert "2 finished already" in capsys.readouterr().out
+    # the same folder with other settings would mix two experiments
+    assert main([*command, "learner.discount=0.9"]) == 2
+    assert "learner.discount: 0.99 there, 0.9 here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ([], "--tasks"),
+        (["--tasks", TASK, "--algorithms", "a3c"], "there are: ddpg"),
+        (["--tasks", TASK, "--seeds", "0,x"], "--seeds"),
+        (["--tasks", TASK, "--seeds", "0,0"], "twice"),
+        (["--tasks", TASK, "--steps", "15000"], "multiple of training.evaluation_period"),
+        (["--tasks", TASK, "--jobs", "0"], "--jobs"),
+        (["--tasks", TASK, "learner.discunt=1"], "learner.discount"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_trained(arguments, text, tmp_path, capsys):
+    assert main(["bench", "compare", "--dir", str(tmp_path / "runs"), *arguments]) == 2
+    assert text in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_settings_without_compare_are_refused(capsys):
+    assert main(["bench", "learner.discount=0.9"]) == 2
+    assert "belong to bench compare" in capsys.readouterr().err
