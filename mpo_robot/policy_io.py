@@ -23,20 +23,29 @@ class LoadedPolicy(NamedTuple):
     spec: PolicySpec
     training: dict[str, Any]
     actor: Actor
+    origin: str = ""  # a sentence for people: which checkpoint this is, and which one it is preferred to
 
 
 def load_policy(folder: RunFolder, config: LearnerConfig) -> LoadedPolicy:
-    """The online policy of the newest checkpoint, `RUN/learn/` included.
+    """The online policy of the newest checkpoint: what `learn` made of the training's newest, else that itself.
+
+    What was learnt from an older training checkpoint than the newest is not used; `origin` says so.
 
     Raises:
         ConfigError: no run, no checkpoint, or an unreadable one.
     """
     spec = folder.spec()
-    state, _ = load_checkpoint(folder.checkpoints)
+    state, replay_file = load_checkpoint(folder.checkpoints)
+    passed_over = ""
     if list_checkpoints(folder.learn_checkpoints):
-        learnt, _ = load_checkpoint(folder.learn_checkpoints)
+        learnt, learnt_file = load_checkpoint(folder.learn_checkpoints)
         if learnt["environment_steps"] >= state["environment_steps"]:
-            state = learnt
+            state, replay_file = learnt, learnt_file
+        else:
+            passed_over = (
+                f". Not used: what was learnt from {learnt['real_steps']:,} real steps in {learnt_file.parent}: "
+                f"it began at training step {learnt['environment_steps']:,} and the run was trained on since"
+            )
     learner = make_learner(spec, config, seed=0)
     learner.load_state_dict(state["learner"])
     normalizer = normalizer_from_state(state["normalizer"], spec.observation_size)
@@ -46,7 +55,11 @@ def load_policy(folder: RunFolder, config: LearnerConfig) -> LoadedPolicy:
         "learner_steps": state["learner"]["learner_steps"],
         "real_steps": state.get("real_steps", 0),
     }
-    return LoadedPolicy(learner.online_policy, normalizer, spec, training, learner.actor())
+    origin = (
+        f"policy of {replay_file.parent} (training step {training['environment_steps']:,}, "
+        f"{training['real_steps']:,} real steps){passed_over}"
+    )
+    return LoadedPolicy(learner.exported_policy(), normalizer, spec, training, learner.actor(), origin)
 
 
 def normalizer_from_state(state: dict[str, Any] | None, size: int) -> RunningNormalizer | None:

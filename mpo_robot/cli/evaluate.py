@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,12 @@ from sim.make import make_environment
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument("policy", type=Path, metavar="RUN|POLICY.onnx", help="run folder or exported policy")
+    parser.add_argument(
+        "policy",
+        type=Path,
+        metavar="RUN|POLICY.onnx",
+        help="run folder (what `learn` made of it comes first) or exported policy",
+    )
     parser.add_argument("--episodes", type=int, default=10)
     parser.add_argument("--task", help="task to roll out in (default: the task it was trained on)")
     parser.add_argument("--randomization", type=Path, help="YAML file of a randomisation to evaluate under")
@@ -69,6 +75,7 @@ def _load(path: Path) -> tuple[Callable[[FloatArray], FloatArray], PolicySpec, E
         folder.require()
         config = load_run_config(folder.config_file)
         loaded = load_policy(folder, config.learner)
+        print(f"Evaluating the {loaded.origin}", file=sys.stderr)
         actor, normalizer = loaded.actor, loaded.normalizer
 
         def act(observation: FloatArray) -> FloatArray:

@@ -13,7 +13,9 @@ from mpo_robot.run_folder import RunFolder
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument("run_folder", type=Path, metavar="RUN", help="run folder of a training")
+    parser.add_argument(
+        "run_folder", type=Path, metavar="RUN", help="run folder; what `learn` made of it in RUN/learn comes first"
+    )
     parser.add_argument("-o", "--output", type=Path, default=Path("policy.onnx"), help="file to write")
 
 
@@ -23,6 +25,7 @@ def run(args: argparse.Namespace) -> int:
     folder.require()
     config = load_run_config(folder.config_file)
     loaded = load_policy(folder, config.learner)
+    print(f"Exporting the {loaded.origin}")
     training = training_record(config, loaded.training)
     parity = export_policy(loaded.policy, loaded.normalizer, loaded.spec, args.output, training)
     print(
