@@ -38,7 +38,7 @@ _DESCRIPTIONS = {
     "applied_command": "physical command after safety, as the robot reports it",
     "next_observation": "after the action",
     "behavior_log_prob": "nats; null where none exists",
-    "reward": "of this step; null if it will be computed later",
+    "reward": "of this step; null if the robot does not know it",
 }
 
 

@@ -19,6 +19,7 @@ from mpo_robot.episode import STEP_SCHEMA_VERSION, StepRecord
 from mpo_robot.errors import ConfigError, EpisodeError
 from mpo_robot.specs import PolicySpec
 
+HEAD_BYTES = 16_384  # usually holds the description of the episode
 PROBLEMS_TOLD = 3  # in `LogContents.problem`; the others are counted
 
 
@@ -83,6 +84,27 @@ def parse_log(data: bytes, name: str) -> LogContents:
         problem=_told(walk.problems),
         invalid_records=tuple(steps[INVALID_STEP_TOPIC]),
     )
+
+
+def read_episode_id(path: str | Path) -> str | None:
+    """Name of the episode in a log, from the head of the file; None if it has no intact description.
+
+    Raises:
+        EpisodeError: the file cannot be read.
+    """
+    size = HEAD_BYTES
+    try:
+        while True:
+            with Path(path).open("rb") as stream:
+                data = stream.read(size)
+            walk = walk_log(data)
+            if walk.description is not None:
+                return str(walk.description.get("episode_id", "")) or None
+            if len(data) < size:
+                return None
+            size *= 8
+    except OSError as error:
+        raise EpisodeError(f"cannot read {path}: {error.strerror}") from error
 
 
 def is_being_written(path: str | Path) -> bool:

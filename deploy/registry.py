@@ -74,6 +74,22 @@ class PolicyRegistry:
             self._put_in_force([*stack, version], candidate.spec, "publish", str(path))
         return version
 
+    def require_publishable(self, spec: PolicySpec) -> None:
+        """Check that `publish` could take a policy of this interface, before work is spent on one.
+
+        Raises:
+            ConfigError: the registry cannot be written.
+            SpecMismatchError: the current policy has another interface.
+        """
+        with self._locked():
+            _, current = self._read()
+            if current is not None:
+                _require_same(spec, current, self.directory)
+            for folder in (self.directory, self.directory / "versions"):
+                probe = folder / f".probe.{os.getpid()}.tmp"
+                probe.touch()
+                probe.unlink()
+
     def rollback(self) -> str:
         """Put the version before the current one in force again and return it.
 

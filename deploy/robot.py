@@ -29,7 +29,8 @@ class Measurement(NamedTuple):
         monotonic_ns: When it was taken: the robot computer's monotonic clock (`time.monotonic_ns`). Must grow from one
             reading to the next; a driver that returns an old reading again must return its old time with it. A
             simulated robot that does not run in real time may count simulated time instead.
-        reward: Of the transition that ended with this reading; NaN if unknown here, 0 for the first of an episode.
+        reward: Of the transition that ended with this reading; NaN if unknown here (then a function of `learn`
+            computes it, docs/log_format.md), 0 for the first of an episode.
         terminated: The task has ended (fallen, goal reached): no value after this state.
         truncated: The robot cut the episode for another reason, for example a time limit.
         info: Anything else; under domain randomisation `info["randomization"]` holds the drawn values. The info of

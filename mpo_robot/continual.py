@@ -7,8 +7,8 @@ twice.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from mpo_robot.checkpoint import list_checkpoints, load_checkpoint, rng_from_json, rng_to_json, save_checkpoint
 from mpo_robot.episode import Episode
 from mpo_robot.errors import ConfigError
+from mpo_robot.learn_config import LearnConfig
 from mpo_robot.learners import make_learner
 from mpo_robot.mpo_config import LearnerConfig
 from mpo_robot.normalization import ReturnScale
@@ -26,42 +27,18 @@ from mpo_robot.sampling import normalize, sample_mixed
 from mpo_robot.training_config import TrainingConfig
 
 
-@dataclass(frozen=True)
-class LearnConfig:
-    """How real data are learnt from.
-
-    Attributes:
-        real_fraction: Share of each batch that comes from real logs; the rest comes from the run's simulated replay.
-        updates_per_real_step: Learner updates for each newly ingested real step.
-        min_updates: Least number of updates per round.
-        max_updates: Largest number of updates per round.
-        real_capacity: Rows of the real replay.
-        use_simulated_data: Mix in the run's simulated replay; False learns from real logs only.
-    """
-
-    real_fraction: float = 0.75
-    updates_per_real_step: float = 1.0
-    min_updates: int = 500
-    max_updates: int = 20_000
-    real_capacity: int = 1_000_000
-    use_simulated_data: bool = True
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.real_fraction <= 1.0:
-            raise ValueError(f"real_fraction must be in (0, 1], got {self.real_fraction}")
-        if not 0 <= self.min_updates <= self.max_updates:
-            raise ValueError(f"need 0 <= min_updates <= max_updates, got {self.min_updates} and {self.max_updates}")
-
-    def updates_for(self, new_steps: int) -> int:
-        """Number of updates after ingesting `new_steps` real steps."""
-        return int(min(max(self.updates_per_real_step * new_steps, self.min_updates), self.max_updates))
-
-
 class ContinualLearner:
     """A run's learner with a real replay beside the simulated one.
 
     The observation normaliser and the return scale stay as the training left them: they are part of the policy and
     of the critic's units, and a few real episodes must not shift them.
+
+    Attributes:
+        ledger: What is known of each ingested log, by episode id: `steps`, `file`, `problem`.
+        legacy_names: File names of logs ingested by version 0.1, which did not note episode ids.
+        real_steps: Real steps ingested so far.
+        unlearnt_steps: Those of them that no finished round of updates has followed yet.
+        last_round: Learner step at the end of the newest finished round, what is to be published; 0 if there was none.
     """
 
     def __init__(
@@ -80,14 +57,17 @@ class ContinualLearner:
         self.learner = make_learner(self.spec, learner_config, seed=0)
         self.real_replay = SequenceReplay(config.real_capacity, *sizes)
         self.rng = np.random.default_rng(0)
-        self.ledger: list[str] = []  # names of ingested logs
+        self.ledger: dict[str, dict[str, Any]] = {}
+        self.legacy_names: frozenset[str] = frozenset()
         self.real_steps = 0
+        self.unlearnt_steps = 0
+        self.last_round = 0
         self._base_steps = int(base["environment_steps"])
         self._normalizer_state = base["normalizer"]
         self._return_scale_state = base["return_scale"]
         self.learner.load_state_dict(base["learner"])
         if list_checkpoints(self.checkpoints):
-            self._restore(load_checkpoint(self.checkpoints, self.real_replay.load)[0])
+            self._restore(load_checkpoint(self.checkpoints, lambda path: self.real_replay.load(path, resize=True))[0])
         self.normalizer = normalizer_from_state(self._normalizer_state, self.spec.observation_size)
         self.reward_scale = 1.0
         bound = learner_config.return_scale_bound
@@ -105,21 +85,56 @@ class ContinualLearner:
             )
         self.learner.load_state_dict(state["learner"])
         self.rng = rng_from_json(state["rng"])
-        self.ledger = list(state["ledger"])
+        ledger = state["ledger"]
+        if isinstance(ledger, list):  # version 0.1 knew file names only
+            self.legacy_names = frozenset(ledger)
+        else:
+            self.ledger = {name: dict(entry) for name, entry in ledger.items()}
+            self.legacy_names = frozenset(state["legacy_names"])
         self.real_steps = int(state["real_steps"])
+        self.unlearnt_steps = int(state.get("unlearnt_steps", 0))
+        self.last_round = int(state.get("last_round", 0))
         self._normalizer_state = state["normalizer"]
         self._return_scale_state = state["return_scale"]
 
-    def ingest(self, name: str, episodes: Sequence[Episode]) -> int:
-        """Add the validated episodes of one log and note its name in the ledger; returns the number of steps."""
+    def knows(self, episode_id: str, file_name: str) -> bool:
+        """Whether an episode was ingested before, from whatever file."""
+        return episode_id in self.ledger or bool({file_name, f"{episode_id}.mcap"} & self.legacy_names)
+
+    def ingest(self, episode_id: str, episodes: Sequence[Episode], origin: Mapping[str, Any] | None = None) -> int:
+        """Add the validated parts of one log and note it in the ledger; returns the number of steps.
+
+        Args:
+            episode_id: Name of the episode in the log, whatever its file is called.
+            episodes: Its parts.
+            origin: What else the ledger notes about it: its file, what was damaged.
+
+        Raises:
+            EpisodeError: a part breaks the schema. Then, as in the next case, nothing was added.
+            ConfigError: a part does not fit the real replay.
+        """
         for episode in episodes:
             episode.validate(self.spec)
+            if len(episode) + 1 > self.real_replay.capacity:
+                raise ConfigError(
+                    f"episode {episode_id} has a part of {len(episode)} steps, more than a real replay of "
+                    f"{self.real_replay.capacity} rows holds: set real_capacity={len(episode) + 1} or more"
+                )
         for episode in episodes:
             self.real_replay.add_episode(episode)
         steps = sum(len(episode) for episode in episodes)
         self.real_steps += steps
-        self.ledger.append(name)
+        self.unlearnt_steps += steps
+        self.ledger[episode_id] = {"steps": steps, **(origin or {})}
         return steps
+
+    def end_round(self, updates: int, planned: int) -> None:
+        """Note that `updates` of the `planned` updates for the unlearnt steps are done."""
+        if updates < planned:  # stopped: the rest is owed
+            self.unlearnt_steps = math.ceil(self.unlearnt_steps * (1 - updates / planned))
+            return
+        self.unlearnt_steps = 0
+        self.last_round = self.learner.learner_steps
 
     def update(self, want_metrics: bool = False) -> Any:
         """One learner update on a mixed batch."""
@@ -142,8 +157,11 @@ class ContinualLearner:
             "return_scale": self._return_scale_state,
             "environment_steps": self._base_steps,
             "rng": rng_to_json(self.rng),
-            "ledger": list(self.ledger),
+            "ledger": {name: dict(entry) for name, entry in self.ledger.items()},
+            "legacy_names": sorted(self.legacy_names),
             "real_steps": self.real_steps,
+            "unlearnt_steps": self.unlearnt_steps,
+            "last_round": self.last_round,
         }
         # Two saves at the same learner step happen: an ingest without updates.
         step = self.learner.learner_steps
@@ -157,4 +175,6 @@ class ContinualLearner:
             "learner_steps": self.learner.learner_steps,
             "real_steps": self.real_steps,
         }
-        return LoadedPolicy(self.learner.online_policy, self.normalizer, self.spec, training, self.learner.actor())
+        return LoadedPolicy(
+            self.learner.exported_policy(), self.normalizer, self.spec, training, self.learner.actor()
+        )

@@ -200,20 +200,7 @@ def _follows(record: StepRecord, previous: StepRecord) -> bool:
 def _episode_from_part(part: list[StepRecord], spec: PolicySpec) -> Episode:
     name = part[0].episode_id
     for record in part:
-        for label, size in (
-            ("observation", spec.observation_size),
-            ("next_observation", spec.observation_size),
-            ("policy_action", spec.action_size),
-            ("sent_action", spec.action_size),
-        ):
-            shape = getattr(record, label).shape
-            if shape != (size,):
-                raise EpisodeError(f"{name}: step {record.step_index}: {label} has shape {shape}, expected ({size},)")
-        if record.spec_hash != spec.spec_hash:
-            raise EpisodeError(
-                f"{name}: step {record.step_index} was recorded with spec {record.spec_hash[:12]}, "
-                f"expected {spec.spec_hash[:12]}"
-            )
+        check_record(record, spec)
     valid = np.array([record.trace_valid for record in part], np.bool_)
     return Episode(
         observations=np.stack([record.observation for record in part] + [part[-1].next_observation]),
@@ -230,3 +217,24 @@ def _episode_from_part(part: list[StepRecord], spec: PolicySpec) -> Episode:
         episode_id=name,
         policy_versions=tuple(record.policy_version for record in part),
     )
+
+
+def check_record(record: StepRecord, spec: PolicySpec) -> None:
+    """Check the shapes and the spec hash of one step.
+
+    Raises:
+        EpisodeError: what is wrong, with the episode's name and the step.
+    """
+    where = f"{record.episode_id}: step {record.step_index}"
+    for label, size in (
+        ("observation", spec.observation_size),
+        ("next_observation", spec.observation_size),
+        ("policy_action", spec.action_size),
+        ("sent_action", spec.action_size),
+        ("applied_command", spec.action_size),
+    ):
+        shape = getattr(record, label).shape
+        if shape != (size,):
+            raise EpisodeError(f"{where}: {label} has shape {shape}, expected ({size},)")
+    if record.spec_hash != spec.spec_hash:
+        raise EpisodeError(f"{where} was recorded with spec {record.spec_hash[:12]}, expected {spec.spec_hash[:12]}")

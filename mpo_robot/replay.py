@@ -150,19 +150,26 @@ class SequenceReplay:
         with path.open("wb") as stream:
             np.savez(stream, rows=rows, next=self._next, added=self.transitions_added, capacity=self.capacity)
 
-    def load(self, path: Path) -> None:
+    def load(self, path: Path, resize: bool = False) -> None:
         """Restore `save` exactly, positions in the ring included.
+
+        Args:
+            path: File to read.
+            resize: Take a file of another capacity as well: its newest rows that fit.
 
         Raises:
             ConfigError: the file was written for another capacity or other sizes.
         """
         with np.load(path, allow_pickle=False) as data:
-            rows, capacity = data["rows"], int(data["capacity"])
-            if capacity != self.capacity or rows.shape[1] != self._rows.shape[1]:
-                raise ConfigError(
-                    f"{path} holds a replay of capacity {capacity} and row width {rows.shape[1]}; "
-                    f"this run needs {self.capacity} and {self._rows.shape[1]}"
-                )
-            self._next, self._size = int(data["next"]), len(rows)
-            self.transitions_added = int(data["added"])
-            self._rows[np.arange(self._next - self._size, self._next) % self.capacity] = rows
+            rows, capacity, start = data["rows"], int(data["capacity"]), int(data["next"])
+            added = int(data["added"])
+        if (capacity != self.capacity and not resize) or rows.shape[1] != self._rows.shape[1]:
+            raise ConfigError(
+                f"{path} holds a replay of capacity {capacity} and row width {rows.shape[1]}; "
+                f"this run needs {self.capacity} and {self._rows.shape[1]}"
+            )
+        if capacity != self.capacity:
+            rows = rows[-self.capacity :]
+            start = len(rows) % self.capacity
+        self._next, self._size, self.transitions_added = start, len(rows), added
+        self._rows[np.arange(self._next - self._size, self._next) % self.capacity] = rows

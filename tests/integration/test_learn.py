@@ -12,25 +12,12 @@ import pytest
 from deploy.log_writer import EpisodeLogWriter
 from deploy.onnx_policy import OnnxPolicy
 from deploy.registry import PolicyRegistry
-from mpo_robot.cli import log_intake
+from mpo_robot.cli.log_intake import LogIntake
 from mpo_robot.cli.main import main
-from mpo_robot.continual import ContinualLearner, LearnConfig
 from mpo_robot.specs import PolicySpec
+from tests.support.learn_logs import QUICK, learner_of, take_in, write_log
 from tests.support.records import make_records
-from tests.support.tiny_run import LEARNER, SPEC, TRAINING, make_run
-
-
-def write_log(directory, name, steps=30, spec=SPEC, close=True, seed=0):
-    """A log file; with `close=False` it ends as if its writer had been killed."""
-    writer = EpisodeLogWriter(directory, spec, name)
-    for record in make_records(steps, spec, episode_id=name, seed=seed):
-        assert writer.append(record)
-        time.sleep(0 if close else 0.01)  # as a robot would; what is appended at once may share one chunk
-    writer.close()
-    if not close:
-        data = writer.path.read_bytes()
-        writer.path.write_bytes(data[: int(len(data) * 0.6)])
-    return writer.path
+from tests.support.tiny_run import SPEC, make_run
 
 
 @pytest.fixture
@@ -38,14 +25,10 @@ def folder(tmp_path):
     return make_run(tmp_path / "run")
 
 
-def learner_of(folder):
-    return ContinualLearner(folder, LEARNER, TRAINING, LearnConfig())
-
-
 def test_records_reach_the_replay_bit_exact(folder, tmp_path):
     write_log(tmp_path / "logs", "one", steps=20)
     learner = learner_of(folder)
-    log_intake.take_in(learner, tmp_path / "logs", say=lambda _: None)
+    take_in(learner, tmp_path / "logs")
     rows = learner.real_replay._rows[:21]
     records = make_records(20, SPEC, episode_id="one")
     for row, record in zip(rows, records):
@@ -61,7 +44,7 @@ def test_bad_files_are_set_aside_with_the_reason_and_nothing_is_lost(folder, tmp
     write_log(logs, "foreign", spec=other)
     (logs / "garbage.mcap").write_bytes(b"this is no log")
     content = (logs / "foreign.mcap").read_bytes()
-    intake = log_intake.take_in(learner_of(folder), logs, say=lambda _: None)
+    intake = take_in(learner_of(folder), logs)
     assert (intake.logs, intake.steps) == (1, 30)
     assert {path.name for path in intake.rejected} == {"foreign.mcap", "garbage.mcap"}
     assert (logs / "rejected" / "foreign.mcap").read_bytes() == content
@@ -73,11 +56,12 @@ def test_bad_files_are_set_aside_with_the_reason_and_nothing_is_lost(folder, tmp
 def test_a_killed_writers_log_is_recovered_once_it_is_quiet(folder, tmp_path):
     logs = tmp_path / "logs"
     path = write_log(logs, "killed", close=False)
-    learner, now = learner_of(folder), path.stat().st_mtime
-    recent = log_intake.take_in(learner, logs, say=lambda _: None, wall_clock=lambda: now + 1)
+    learner, lines = learner_of(folder), []
+    recent = take_in(learner, logs, lines, later=0.0)
     assert recent.waiting == (path,)
-    assert learner.ledger == []
-    later = log_intake.take_in(learner, logs, say=lambda _: None, wall_clock=lambda: now + 60)
+    assert learner.ledger == {}
+    assert "waiting for killed.mcap: it is not complete and changed less than 5 s ago" in lines[0]
+    later = take_in(learner, logs)
     assert later.logs == 1
     assert 0 < later.steps < 30
 
@@ -88,11 +72,14 @@ def test_a_log_in_its_writers_hands_is_left_alone(folder, tmp_path):
         for record in make_records(5, SPEC, episode_id="running"):
             writer.append(record)
         learner = learner_of(folder)
-        intake = log_intake.take_in(learner, tmp_path / "logs", say=lambda _: None, wall_clock=lambda: time.time() + 99)
-        assert intake.waiting == (writer.path,)
+        lines = []
+        intake = LogIntake(learner, tmp_path / "logs", say=lines.append, wall_clock=lambda: time.time() + 99)
+        assert intake.take_in().waiting == (writer.path,)
+        assert intake.take_in().waiting == (writer.path,)
+        assert lines == ["waiting for running.mcap: it is still being written"]  # once
     finally:
         writer.close()
-    assert log_intake.take_in(learner, tmp_path / "logs", say=lambda _: None).steps == 5
+    assert take_in(learner, tmp_path / "logs").steps == 5
 
 
 def test_no_log_is_ingested_twice(folder, tmp_path, capsys):
@@ -103,14 +90,8 @@ def test_no_log_is_ingested_twice(folder, tmp_path, capsys):
     assert "0 logs ingested (0 steps)" in capsys.readouterr().out
 
 
-@pytest.fixture
-def quick(monkeypatch, folder):
-    """The run's config as `learn` reads it, with few updates."""
-    return ["min_updates=3", "max_updates=3", "--quiet"]
-
-
-def test_learn_publishes_a_new_version_and_rolls_back(folder, tmp_path, quick, capsys):
-    command = ["learn", str(folder.path), "--logs", str(tmp_path / "logs"), *quick]
+def test_learn_publishes_a_new_version_and_rolls_back(folder, tmp_path, capsys):
+    command = ["learn", str(folder.path), "--logs", str(tmp_path / "logs"), *QUICK]
     write_log(tmp_path / "logs", "one", seed=1)
     assert main(command) == 0
     registry = PolicyRegistry(folder.policies)
@@ -127,8 +108,8 @@ def test_learn_publishes_a_new_version_and_rolls_back(folder, tmp_path, quick, c
     assert registry.current_version() == first
 
 
-def test_the_policy_in_force_stays_if_publishing_fails(folder, tmp_path, quick, monkeypatch):
-    command = ["learn", str(folder.path), "--logs", str(tmp_path / "logs"), *quick]
+def test_the_policy_in_force_stays_if_publishing_fails(folder, tmp_path, monkeypatch):
+    command = ["learn", str(folder.path), "--logs", str(tmp_path / "logs"), *QUICK]
     write_log(tmp_path / "logs", "one", seed=1)
     assert main(command) == 0
     registry = PolicyRegistry(folder.policies)
@@ -146,6 +127,11 @@ def test_the_policy_in_force_stays_if_publishing_fails(folder, tmp_path, quick, 
     [
         (["real_fractoin=0.5"], "did you mean real_fraction"),
         (["real_fraction=0"], "real_fraction must be in"),
+        (["--min-new-steps", "-5"], "--min-new-steps must be at least 1"),
+        (["--poll", "-1", "--watch"], "--poll must be a positive number"),
+        (["--poll", "nan", "--watch"], "--poll must be a positive number"),
+        (["reward=nothing"], "must look like package.module:function"),
+        (["reward=no_such_module:reward"], "cannot be imported"),
     ],
 )
 def test_bad_settings_exit_with_2(folder, tmp_path, arguments, text, capsys):
@@ -159,12 +145,12 @@ def test_a_missing_log_directory_exits_with_2(folder, tmp_path, capsys):
     assert "no log directory" in capsys.readouterr().err
 
 
-def test_watch_takes_new_logs_in_until_ctrl_c(folder, tmp_path, quick):
+def test_watch_takes_new_logs_in_until_ctrl_c(folder, tmp_path):
     logs = tmp_path / "logs"
     write_log(logs, "one", seed=1)
     command = [sys.executable, "-m", "mpo_robot.cli.main", "learn", str(folder.path), "--logs", str(logs)]
     process = subprocess.Popen(
-        [*command, "--watch", "--poll", "0.05", *quick],
+        [*command, "--watch", "--poll", "0.05", *QUICK],
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
@@ -174,9 +160,9 @@ def test_watch_takes_new_logs_in_until_ctrl_c(folder, tmp_path, quick):
         lines = []
         for line in process.stdout:
             lines.append(line)
-            if "published policy" in line and len(lines) < 5:
+            if "published policy" in line and len(lines) < 6:
                 write_log(logs, "two", seed=2)
-            if "(60 in all)" in line:
+            elif "published policy" in line:
                 process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 0
         process.stdout.close()

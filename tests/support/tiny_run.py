@@ -50,12 +50,14 @@ def make_episode(steps: int, seed: int = 0, spec: PolicySpec = SPEC, terminated:
     )
 
 
-def make_run(path: Path, environment_steps: int = 200, config_yaml: str | None = None) -> RunFolder:
+def make_run(
+    path: Path, environment_steps: int = 200, config_yaml: str | None = None, spec: PolicySpec = SPEC
+) -> RunFolder:
     """A run folder with one checkpoint of an untrained learner and a replay of random episodes."""
     folder = RunFolder(path)
     task = {"task": "dm_control:cartpole-swingup"}
     text = config_yaml or dump_yaml({"environment": task, "training": TRAINING, "learner": LEARNER})
-    folder.create(text, SPEC, seed=0)
+    folder.create(text, spec, seed=0)
     learner = Learner(SPEC.observation_size, SPEC.action_size, LEARNER, seed=0)
     replay = SequenceReplay(TRAINING.replay_capacity, SPEC.observation_size, SPEC.action_size)
     normalizer, scale = RunningNormalizer(SPEC.observation_size), ReturnScale(LEARNER.discount)

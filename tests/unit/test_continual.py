@@ -55,7 +55,7 @@ def test_learning_changes_the_policy_and_leaves_the_training_run_alone(tmp_path)
     folder = make_run(tmp_path / "run")
     learner = learner_of(folder)
     before = learner.learner.state_dict()["policy"]
-    learner.ingest("a.mcap", [make_episode(40, 9)])
+    learner.ingest("a", [make_episode(40, 9)])
     for _ in range(5):
         learner.update()
     learner.save()
@@ -63,6 +63,8 @@ def test_learning_changes_the_policy_and_leaves_the_training_run_alone(tmp_path)
     # What export would take is the policy that was learnt, and it says how much real data is in it.
     loaded = load_policy(folder, LEARNER)
     assert loaded.training["real_steps"] == 40
+    assert f"policy of {folder.learn_checkpoints}" in loaded.origin
+    assert "Not used" not in loaded.origin
     for mine, theirs in zip(loaded.policy.parameters(), learner.learner.online_policy.parameters()):
         assert torch.equal(mine, theirs)
 
@@ -71,12 +73,12 @@ def test_restored_learning_continues_exactly(tmp_path):
     whole = learner_of(make_run(tmp_path / "whole"))
     parts = learner_of(make_run(tmp_path / "parts"))
     for learner in (whole, parts):
-        learner.ingest("a.mcap", [make_episode(40, 9)])
+        learner.ingest("a", [make_episode(40, 9)])
         for _ in range(3):
             learner.update()
     parts.save()
     parts = learner_of(parts.folder)
-    assert parts.ledger == ["a.mcap"]
+    assert parts.ledger == {"a": {"steps": 40}}
     assert parts.real_steps == 40
     first = [whole.update(want_metrics=True) for _ in range(3)]
     second = [parts.update(want_metrics=True) for _ in range(3)]
@@ -86,11 +88,11 @@ def test_restored_learning_continues_exactly(tmp_path):
 def test_a_crash_between_ingest_and_save_forgets_both_data_and_ledger(tmp_path):
     folder = make_run(tmp_path / "run")
     learner = learner_of(folder)
-    learner.ingest("a.mcap", [make_episode(40, 9)])
+    learner.ingest("a", [make_episode(40, 9)])
     learner.save()
-    learner.ingest("b.mcap", [make_episode(40, 10)])  # the process dies here
+    learner.ingest("b", [make_episode(40, 10)])  # the process dies here
     again = learner_of(folder)
-    assert again.ledger == ["a.mcap"]
+    assert list(again.ledger) == ["a"]
     assert again.real_steps == 40
     assert len(again.real_replay) == 41
 
@@ -105,24 +107,29 @@ def test_another_spec_and_nan_are_refused_before_anything_is_added(tmp_path):
     with pytest.raises(EpisodeError, match="rewards holds NaN or infinity at step 4"):
         learner.ingest("broken", [good, broken])
     assert len(learner.real_replay) == 0
-    assert learner.ledger == []
+    assert learner.ledger == {}
 
 
 def test_learning_from_real_data_only_never_touches_the_simulated_replay(tmp_path):
     learner = learner_of(make_run(tmp_path / "run"), use_simulated_data=False)
     assert learner.simulated_replay is None
-    learner.ingest("a.mcap", [make_episode(40, 9)])
+    learner.ingest("a", [make_episode(40, 9)])
     assert learner.update(want_metrics=True) is not None
 
 
 def test_a_run_that_was_trained_on_since_is_not_silently_overruled(tmp_path):
     folder = make_run(tmp_path / "run")
     learner = learner_of(folder)
-    learner.ingest("a.mcap", [make_episode(40, 9)])
+    learner.ingest("a", [make_episode(40, 9)])
     learner.save()
     newer = make_run(tmp_path / "newer", environment_steps=900)
     (newer.checkpoints / "step_000000000900").rename(folder.checkpoints / "step_000000000900")
-    assert load_policy(folder, LEARNER).training["environment_steps"] == 900
+    loaded = load_policy(folder, LEARNER)
+    assert loaded.training["environment_steps"] == 900
+    assert (
+        "step_000000000900 (training step 900, 0 real steps). Not used: what was learnt from 40 real" in loaded.origin
+    )
+    assert "began at training step 200" in loaded.origin
     with pytest.raises(ConfigError, match="ingest the logs again"):
         learner_of(folder)
 
@@ -135,7 +142,7 @@ def test_the_learner_gets_what_training_gave_it_normalised_states_and_scaled_rew
     scale.load_state_dict(state["return_scale"])
     learner = learner_of(folder, use_simulated_data=False)
     episode = make_episode(40, 9)
-    learner.ingest("a.mcap", [episode])
+    learner.ingest("a", [episode])
     seen = []
     learner.learner.update = lambda batch, reward_scale, want: seen.append((batch, reward_scale))
     learner.update()
@@ -155,14 +162,14 @@ def test_the_real_replay_has_the_configured_capacity(tmp_path):
 def test_a_damaged_real_replay_falls_back_to_the_round_before(tmp_path, caplog):
     folder = make_run(tmp_path / "run")
     learner = learner_of(folder)
-    for name in ("a.mcap", "b.mcap"):
+    for name in ("a", "b"):
         learner.ingest(name, [make_episode(40, 9)])
         learner.update()
         learner.save()
     newest = sorted(folder.learn_checkpoints.iterdir())[-1]
     (newest / "replay.npz").write_bytes(b"garbage")
     again = learner_of(folder)
-    assert again.ledger == ["a.mcap"]  # b is ingested again
+    assert list(again.ledger) == ["a"]  # b is ingested again
     assert len(again.real_replay) == 41
     assert str(newest) in caplog.text
 
@@ -176,3 +183,28 @@ def test_a_damaged_simulated_replay_falls_back_to_the_checkpoint_before(tmp_path
     assert learner.policy().training["environment_steps"] == 200
     assert len(learner.simulated_replay) == 204
     assert str(newest) in caplog.text
+
+
+def test_a_round_that_was_stopped_owes_the_rest_and_a_finished_one_nothing(tmp_path):
+    learner = learner_of(make_run(tmp_path / "run"))
+    learner.ingest("a", [make_episode(40, 9)])
+    learner.ingest("b", [make_episode(40, 10)])
+    assert (learner.unlearnt_steps, learner.last_round) == (80, 0)
+    learner.update()
+    learner.end_round(1, 4)
+    assert (learner.unlearnt_steps, learner.last_round) == (60, 0)
+    learner.save()
+    again = learner_of(learner.folder)
+    assert (again.unlearnt_steps, again.last_round) == (60, 0)
+    again.update()
+    again.end_round(3, 3)
+    assert (again.unlearnt_steps, again.last_round) == (0, 2)
+    again.end_round(0, 5)  # stopped at once
+    assert (again.unlearnt_steps, again.last_round) == (0, 2)
+
+
+def test_all_parts_are_checked_before_the_first_is_added(tmp_path):
+    learner = learner_of(make_run(tmp_path / "run"), real_capacity=30)
+    with pytest.raises(ConfigError, match="real_capacity=41 or more"):
+        learner.ingest("a", [make_episode(10, 1), make_episode(40, 2)])
+    assert (len(learner.real_replay), learner.real_steps, learner.ledger) == (0, 0, {})

@@ -234,3 +234,18 @@ def test_a_directory_that_cannot_be_written_is_a_config_error(tmp_path, files):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ConfigError, match="cannot write"):
         PolicyRegistry(tmp_path / "file").publish(files[0])
+
+
+def test_whether_a_policy_could_be_published_is_known_before_there_is_one(registry, files, tmp_path):
+    registry.require_publishable(SPEC)
+    assert registry.signature() is None  # nothing is in force by that
+    version = registry.publish(files[0])
+    registry.require_publishable(SPEC)
+    with pytest.raises(SpecMismatchError, match=r"control_dt.*start with an empty one"):
+        registry.require_publishable(small_spec(control_dt=0.05))
+    assert registry.current_version() == version
+    assert [path.name for path in (registry.directory / "versions").iterdir()] == [f"{version}.onnx"]
+    (tmp_path / "occupied").mkdir()
+    (tmp_path / "occupied" / "versions").write_text("in the way")
+    with pytest.raises(ConfigError, match="cannot write"):
+        PolicyRegistry(tmp_path / "occupied").require_publishable(SPEC)

@@ -160,3 +160,21 @@ def test_saved_and_restored_it_goes_on_exactly(tmp_path):
         SequenceReplay(13, O, A).load(tmp_path / "replay.npz")
     with pytest.raises(ConfigError, match="row width"):
         SequenceReplay(12, O, A + 1).load(tmp_path / "replay.npz")
+
+
+@pytest.mark.parametrize(("capacity", "kept"), [(30, 12), (12, 12), (5, 5)])
+def test_a_replay_of_another_capacity_is_taken_over_if_asked_newest_rows_first(tmp_path, capacity, kept):
+    one = SequenceReplay(12, O, A)
+    fill(one, 7, 0, terminated=True)
+    fill(one, 6, 10, terminated=False)  # wraps round
+    one.save(tmp_path / "replay.npz")
+    two = SequenceReplay(capacity, O, A)
+    two.load(tmp_path / "replay.npz", resize=True)
+    newest = np.take(one._rows, np.arange(one._next - kept, one._next), axis=0, mode="wrap")
+    assert (len(two), two.transitions_added) == (kept, 13)
+    for offset in range(kept - 2):
+        assert window(two, 2, offset).observation[0].tolist() == newest[offset : offset + 3, :O].tolist()
+    fill(two, 2, 50, terminated=False)  # it goes on behind them
+    assert window(two, 2, len(two) - 3).observation[0, :, 0].tolist() == [50, 51, 52]
+    with pytest.raises(ConfigError, match="row width"):
+        SequenceReplay(capacity, O, A + 1).load(tmp_path / "replay.npz", resize=True)
