@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from mpo_robot.acting import SampledAction, uniform_action
+from mpo_robot.byte_replay import ByteReplay
 from mpo_robot.checkpoint import load_checkpoint, rng_from_json, rng_to_json, save_checkpoint
 from mpo_robot.errors import ConfigError
 from mpo_robot.evaluation import Evaluation, evaluate
@@ -59,7 +60,8 @@ class Trainer:
         self.folder = folder
         self.seed = seed
         self.learner = make_learner(spec, learner, seed)
-        self.replay = SequenceReplay(training.replay_capacity, spec.observation_size, spec.action_size)
+        replay = ByteReplay if training.replay_bytes else SequenceReplay
+        self.replay = replay(training.replay_capacity, spec.observation_size, spec.action_size)
         self.normalizer = RunningNormalizer(spec.observation_size) if training.normalize_observations else None
         bound = learner.return_scale_bound
         self.return_scale = None if bound is None else ReturnScale(learner.discount, bound)
@@ -111,7 +113,7 @@ class Trainer:
                     self._log_metrics(writer, speed)
                     if on_progress is not None:
                         on_progress(self.environment_steps)
-                if self.environment_steps % self.config.evaluation_period == 0:
+                if self._evaluation_is_due():
                     result = self.evaluate()
                     writer.evaluation(self._counters() | result.summary())
                     if on_evaluation is not None:
@@ -123,6 +125,11 @@ class Trainer:
                 self.save()
         finally:
             writer.close()
+
+    def _evaluation_is_due(self) -> bool:
+        """By steps; at the end of the training, so that the policy it leaves is known."""
+        steps = self.environment_steps
+        return steps % self.config.evaluation_period == 0 or steps == self.config.total_steps
 
     def _checkpoint_is_due(self, last_saved_at: float) -> bool:
         """By steps; at the end of the warm-up, so that an early crash is not a run from the start; or by time."""

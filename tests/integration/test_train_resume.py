@@ -19,7 +19,7 @@ from mpo_robot.run_folder import RunFolder
 SMALL = {
     "environment": {"task": "dm_control:cartpole-swingup", "time_limit_s": 0.5},
     "training": {
-        "total_steps": 240,
+        "total_steps": 250,  # no multiple of the evaluation period
         "warmup_steps": 50,
         "updates_per_step": 0.75,
         "evaluation_period": 60,
@@ -57,11 +57,16 @@ def start(folder, overrides=()):
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, stop_at):
     whole = start(tmp_path / "whole")
     whole.run()
-    first = start(tmp_path / "parts", [f"training.total_steps={stop_at}"])
+    first = start(tmp_path / "parts")
+    collect = first._collect_step
+
+    def stop_there():
+        collect()
+        first.stop_requested = first.environment_steps == stop_at
+
+    first._collect_step = stop_there
     first.run()
-    # The folder keeps the short total; continue it to the full one.
-    config = load_run_config(SMALL)
-    second = make_trainer(config, RunFolder(tmp_path / "parts"), resume=True)
+    second = make_trainer(load_run_config(SMALL), RunFolder(tmp_path / "parts"), resume=True)
     assert second.environment_steps == stop_at
     second.run()
     for name in ("metrics.csv", "evaluations.csv"):
@@ -129,6 +134,13 @@ def test_metrics_after_a_crash_are_not_repeated(tmp_path):
     resumed.run()
     steps = [int(row["environment_steps"]) for row in rows(tmp_path / "run" / "metrics.csv")]
     assert steps == list(range(20, 241, 20))
+    assert [int(row["environment_steps"]) for row in rows(tmp_path / "run" / "evaluations.csv")] == [
+        60,
+        120,
+        180,
+        240,
+        250,
+    ]
 
 
 def test_same_seed_same_metrics_other_seed_other_metrics(tmp_path):

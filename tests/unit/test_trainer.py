@@ -160,6 +160,14 @@ def test_evaluation_acts_with_the_mean_in_the_environment_of_its_own(make_traine
     assert [row["environment_steps"] for row in Silent.last.evaluations] == [20, 40]
 
 
+def test_a_finished_training_is_evaluated_once_at_its_end_and_a_stopped_one_is_not(make_trainer):
+    trainer = make_trainer(evaluation_period=15)
+    trainer.run()
+    assert [row["environment_steps"] for row in Silent.last.evaluations] == [15, 30, 40]
+    trainer.run()  # as a resume of a finished training
+    assert Silent.last.evaluations == []
+
+
 def test_rows_of_metrics_come_every_period_with_the_newest_update(make_trainer):
     trainer = make_trainer(updates_per_step=0.75)
     measured = []
