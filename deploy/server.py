@@ -169,9 +169,16 @@ class PolicyServer:
                 raise ProtocolError(f"a message has one frame, not {len(parts) - 1}")
             return protocol.decode(parts[1])
         except ProtocolError as error:
-            self.statistics.malformed += 1
+            self._note_malformed(parts[0], error)
             self._send(parts[0], self.handler.error(protocol.NO_REQUEST, ErrorCode.MALFORMED, str(error)))
             return None
+
+    def _note_malformed(self, identity: bytes, error: ProtocolError) -> None:
+        """Count, and log the 1st, 2nd, 4th, 8th...: a flood must be seen, and must not flood the log as well."""
+        self.statistics.malformed += 1
+        count = self.statistics.malformed
+        if count & (count - 1) == 0:
+            _log.warning("malformed frame, number %d, from client %s: %s", count, identity.hex()[:16], error)
 
     def _send(self, identity: bytes, message: Message | None) -> None:
         """A client that does not read loses messages; it never holds up the others."""

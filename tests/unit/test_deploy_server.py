@@ -56,7 +56,7 @@ def act(client, step_index=0):
     return client.act(ZERO, step_index, time.monotonic_ns() + int(PATIENCE_S * 1e9))
 
 
-def test_garbage_is_counted_and_answered_and_others_are_served(serving, dealer, client):
+def test_garbage_is_counted_and_answered_and_others_are_served(serving, dealer, client, caplog):
     garbage = [[b""], [b"\xc1"], [b"\xff" * 5000], [b"a", b"b"], [b"", b"", b""], [b"\x91" * 100_000]]
     for frames in garbage:
         dealer.send_multipart(frames)
@@ -65,6 +65,8 @@ def test_garbage_is_counted_and_answered_and_others_are_served(serving, dealer, 
         assert (reply.code, reply.request_id) == ("malformed", protocol.NO_REQUEST)
         assert act(client) is not None
     assert serving.server.statistics.malformed == len(garbage)
+    logged = [record.getMessage() for record in caplog.records if "malformed" in record.getMessage()]
+    assert [text.partition(", from")[0] for text in logged] == [f"malformed frame, number {n}" for n in (1, 2, 4)]
     assert serving.server.statistics.internal_errors == 0
 
 
