@@ -108,6 +108,19 @@ def test_learn_publishes_a_new_version_and_rolls_back(folder, tmp_path, capsys):
     assert registry.current_version() == first
 
 
+def test_export_says_which_checkpoint_it_takes(folder, tmp_path, capsys):
+    write_log(tmp_path / "logs", "one")
+    assert main(["learn", str(folder.path), "--logs", str(tmp_path / "logs"), "--no-publish", *QUICK]) == 0
+    export = ["export", str(folder.path), "-o", str(tmp_path / "policy.onnx")]
+    assert main(export) == 0
+    assert f"policy of {folder.learn_checkpoints}" in capsys.readouterr().out
+    newer = make_run(tmp_path / "newer", environment_steps=900)  # as if the run had been trained on
+    (newer.checkpoints / "step_000000000900").rename(folder.checkpoints / "step_000000000900")
+    assert main(export) == 0
+    assert "Not used: what was learnt from 30 real steps" in capsys.readouterr().out
+    assert OnnxPolicy(tmp_path / "policy.onnx").metadata["training"]["real_steps"] == 0
+
+
 def test_the_policy_in_force_stays_if_publishing_fails(folder, tmp_path, monkeypatch):
     command = ["learn", str(folder.path), "--logs", str(tmp_path / "logs"), *QUICK]
     write_log(tmp_path / "logs", "one", seed=1)
