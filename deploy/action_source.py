@@ -55,9 +55,13 @@ class LocalSource:
         policy: The loaded file.
         stochastic: Sample, and log the density; otherwise act with the mean.
         seed: Of the sampling.
+
+    Raises:
+        PolicyError: stochastic, and the policy has no density.
     """
 
     def __init__(self, policy: OnnxPolicy, stochastic: bool, seed: int | None = None) -> None:
+        policy.require_mode(stochastic)
         self._policy = policy
         self._stochastic = stochastic
         self._rng = np.random.default_rng(seed)

@@ -50,6 +50,8 @@ class _PendingEpisode:
 class RequestHandler:
     """The server's state and rules. One thread.
 
+    Raises PolicyError when it is made to sample and the policy in force has no density.
+
     Attributes:
         sessions: The clients.
         statistics: Counters, shared with the server.
@@ -63,6 +65,7 @@ class RequestHandler:
         self._store = store
         self._config = config
         self._clock = clock
+        store.current.require_mode(config.stochastic)
         self._spec = store.current.spec
         self._spec_json = protocol.encode_spec(self._spec)
         self._pending: dict[bytes, _PendingEpisode] = {}
@@ -157,6 +160,7 @@ class RequestHandler:
             policy = pending.policy.result(timeout=0)
         except MpoRobotError as error:
             raise _RefusalError(ErrorCode.UNKNOWN_VERSION, str(error)) from error
+        policy.require_mode(self._config.stochastic)
         session.policy, session.episode_id = policy, request.episode_id
         session.rng = episode_rng(self._config.seed, request.episode_id, request.step_index)
         self.statistics.episodes += 1

@@ -74,6 +74,7 @@ class OnnxPolicy:
         policy_version: SHA-256 (64 hex digits) of the file's bytes.
         graph_hash: SHA-256 of the file without its metadata, as it is now.
         metadata: The parsed `mpo_robot` metadata; its `graph_hash` is the one at export.
+        has_density: Whether mean and stddev are a Gaussian to sample from (metadata `distribution`; files without are).
     """
 
     path: Path
@@ -81,6 +82,7 @@ class OnnxPolicy:
     policy_version: str
     graph_hash: str
     metadata: dict[str, Any]
+    has_density: bool
 
     def __init__(self, path: str | Path, verify_graph: bool = True) -> None:
         """Read, check and warm up a policy.
@@ -101,6 +103,7 @@ class OnnxPolicy:
                 f"{self.path} chooses one of {self.spec.num_actions} discrete actions, robots take continuous "
                 "commands: `mpo-robot evaluate` and `inspect` work with it, serving and driving a robot do not"
             )
+        self.has_density = self.metadata.get("distribution", "gaussian") == "gaussian"
         _check_interface(self._session, self.spec, self.path)
         if verify_graph:
             file.require_exported_graph()
@@ -124,8 +127,11 @@ class OnnxPolicy:
 
         Raises:
             ValueError: wrong observation shape, or stochastic without `rng`.
-            PolicyError: NaN or infinity in the observation or in what the policy made of it.
+            PolicyError: NaN or infinity in the observation or in what the policy made of it; stochastic, and the
+                policy has no density.
         """
+        if stochastic and not self.has_density:
+            self.require_mode(stochastic)
         if np.shape(observation) != self._input.shape[1:]:
             raise ValueError(f"observation has shape {np.shape(observation)}, expected ({self.spec.observation_size},)")
         self._input[0] = observation
@@ -148,6 +154,18 @@ class OnnxPolicy:
         if not math.isfinite(sum(actions)):
             raise PolicyError(f"policy {self.policy_version[:12]} sampled NaN or infinity")
         return PolicyAction(action, _log_prob(actions, means, stddevs), mean, stddev)
+
+    def require_mode(self, stochastic: bool) -> None:
+        """Check that the policy can act so: sampled actions need a density that can be logged.
+
+        Raises:
+            PolicyError: it cannot.
+        """
+        if stochastic and not self.has_density:
+            raise PolicyError(
+                f"policy {self.policy_version[:12]} has no density to sample from and to log (it was trained with "
+                "SAC or PPO): use it deterministically, with serve --deterministic or stochastic: false"
+            )
 
     def _bind(self) -> onnxruntime.IOBinding:
         """Tie input and outputs of the session to our buffers."""

@@ -53,12 +53,17 @@ class PolicyServer:
         Raises:
             ConfigError, SpecMismatchError: no valid policy, an endpoint that cannot be bound, or one that others can
                 reach without keys.
+            PolicyError: a stochastic server, and a policy without a density.
         """
         self.config = config or ServerConfig()
         require_safe(self.config.endpoint, self.config.security)
         self.statistics = ServerStatistics()
         self.store = PolicyStore(registry)
-        self.handler = RequestHandler(self.store, self.config, self.statistics, clock)
+        try:
+            self.handler = RequestHandler(self.store, self.config, self.statistics, clock)
+        except MpoRobotError:
+            self.store.close()
+            raise
         self._clock = clock
         self._stopping = False
         self._timeout_ms = -1

@@ -96,6 +96,10 @@ class ActorCritic(abc.ABC):
     def actor(self) -> Actor:
         """The online policy in NumPy; it shares the parameters, so it always acts with the newest ones."""
 
+    def exported_policy(self) -> nn.Module:
+        """The network that `export_policy` writes: normalised observations to mean and stddev, or to logits."""
+        return self.online_policy
+
     @abc.abstractmethod
     def backward(self, batch: SequenceBatch, reward_scale: float = 1.0, want_metrics: bool = False) -> Any:
         """First half of `update`: all losses, and their gradients in the parameters' `grad`."""

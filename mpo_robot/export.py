@@ -3,6 +3,9 @@
 The file has one input, `obs` [batch, O] (raw observations), and two outputs in physical command units: `actions`
 [batch, A], the policy's mean clipped to the command bounds, and `stddev` [batch, A]. For discrete actions they are
 `actions` [batch, 1], the index of the most probable action as a float, and `logits` [batch, K].
+
+The metadata's `distribution` says whether the two are a Gaussian to sample from (`gaussian`) or not (`none`): then
+`stddev` is for information only, and whoever acts with the file must send `actions` as they are.
 """
 
 from __future__ import annotations
@@ -73,7 +76,7 @@ class ExportedPolicy(nn.Module):
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean command clipped to the bounds, and its standard deviation, in physical units."""
-        mean, stddev = self.policy(self.normalized(obs))
+        mean, stddev = self.policy.mean_and_stddev(self.normalized(obs))
         actions = self.command_center + self.command_half_range * mean.clamp(-1.0, 1.0)
         return actions, stddev * self.command_half_range
 
@@ -118,6 +121,8 @@ def export_policy(
     """Write `path` if the exported graph agrees with torch on 1,000 observations, extremes included.
 
     Args:
+        policy: Gives mean and standard deviation of normalised observations as `mean_and_stddev`, or logits. An
+            attribute `distribution` other than `gaussian` goes into the metadata: there is nothing to sample from.
         training: Anything that tells where the policy comes from (run folder, steps, task); goes into the metadata.
 
     Raises:
@@ -142,6 +147,8 @@ def export_policy(
         "parity": {"max_abs_error": parity.max_abs_error, "observations": parity.observations},
         "training": training,
     }
+    if spec.num_actions is None:
+        record["distribution"] = getattr(policy, "distribution", "gaussian")
     _set_metadata(model, {METADATA_KEY: json.dumps(record)} | _mjlab_keys(spec, training))
     temporary = path.with_name(f".{path.name}.tmp")
     try:

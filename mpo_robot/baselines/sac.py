@@ -19,6 +19,7 @@ from mpo_robot.acting import FloatArray, NumpyActor, SampledAction
 from mpo_robot.actor_critic import TensorBatch
 from mpo_robot.baselines.common import Baseline, ValueMetrics
 from mpo_robot.duals import FLOOR, MIN_RAW_ALPHA, inverse_softplus
+from mpo_robot.losses.mstep import Gaussian
 from mpo_robot.losses.policy_gradient import entropy_temperature_loss, soft_policy_gradient
 from mpo_robot.losses.squashed_gaussian import LARGEST_ACTION, squashed_log_prob, squashed_log_prob_of
 from mpo_robot.mpo_config import LearnerConfig
@@ -37,6 +38,22 @@ class EntropyTemperature(nn.Module):
     def temperature(self) -> Tensor:
         """[1]."""
         return functional.softplus(self.raw_temperature) + FLOOR
+
+
+class SquashedMean(nn.Module):
+    """What is exported: the squashed action is no Gaussian, so there is nothing to sample from."""
+
+    distribution = "none"
+
+    def __init__(self, policy: GaussianPolicy) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def mean_and_stddev(self, observation: Tensor) -> Gaussian:
+        """tanh of the mean, and the standard deviation carried through tanh to first order; each [S, A]."""
+        mean, stddev = self.policy.mean_and_stddev(observation)
+        action = mean.tanh()
+        return Gaussian(action, stddev * (1.0 - action.square()))
 
 
 class SquashedActor:
@@ -101,6 +118,10 @@ class SAC(Baseline):
     def actor(self) -> SquashedActor:
         """The squashed Gaussian in NumPy."""
         return SquashedActor(self.online_policy)
+
+    def exported_policy(self) -> SquashedMean:
+        """tanh of the mean, as in evaluations."""
+        return SquashedMean(self.online_policy)
 
     def project(self) -> None:
         """Keep the raw temperature above its floor."""

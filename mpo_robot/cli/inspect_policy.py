@@ -33,6 +33,7 @@ def describe(path: Path) -> dict[str, Any]:
         "bytes": path.stat().st_size,
         **describe_spec(policy.spec),
         "parity": "void: measured on the graph before the change" if changed else metadata.get("parity") or None,
+        "distribution": metadata.get("distribution"),
         "training": metadata.get("training") or None,
         "compatibility_keys": _other_keys(path) or None,
     }

@@ -360,3 +360,17 @@ def test_noise_differs_without_a_seed_by_seed_and_after_a_resume():
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(ConfigError):
         ServerConfig(**settings)
+
+
+def test_a_policy_without_a_density_is_served_deterministically_only(make):
+    bench = make()
+    assert isinstance(bench.hello(A), Welcome)
+    version = bench.publish(0.5, metadata={"distribution": "none"})  # while the server samples
+    assert_error(bench.begin(A), protocol.ErrorCode.POLICY_FAILED, "no density")
+    assert_error(bench.act(A), protocol.ErrorCode.UNKNOWN_SESSION)
+    with pytest.raises(PolicyError, match="--deterministic"):
+        RequestHandler(bench.store, ServerConfig(stochastic=True), ServerStatistics(), lambda: 0)
+    bench.handler = RequestHandler(bench.store, ServerConfig(stochastic=False), ServerStatistics(), lambda: 0)
+    bench.hello(A)
+    assert bench.begin(A).policy_version == version
+    assert bench.act(A).log_prob is None

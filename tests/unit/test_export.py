@@ -1,6 +1,7 @@
 """The exported graph: parity, everything folded in, a gate that refuses, deterministic bytes."""
 
 import json
+import math
 
 import numpy as np
 import onnx
@@ -9,12 +10,15 @@ import pytest
 import torch
 
 import mpo_robot.export as export_module
-from deploy.onnx_policy import OnnxPolicy
+from deploy.action_source import LocalSource
+from deploy.onnx_policy import OnnxPolicy, PolicyError, gaussian_log_prob
 from mpo_robot.acting import NumpyActor
 from mpo_robot.errors import ExportError
 from mpo_robot.export import export_policy
+from mpo_robot.learners import make_learner
 from mpo_robot.networks import GaussianPolicy, PolicyConfig
 from mpo_robot.normalization import RunningNormalizer
+from tests.support.learning import CONFIG, change
 from tests.support.tiny_run import SPEC
 
 
@@ -137,3 +141,30 @@ def test_a_place_that_cannot_be_written_is_a_clear_error(policy, tmp_path):
 def test_the_graph_hash_is_the_one_that_the_robot_side_finds_in_the_bytes(exported):
     policy = OnnxPolicy(exported[0])
     assert policy.graph_hash == policy.metadata["graph_hash"]
+
+
+@pytest.mark.parametrize("algorithm", ["sac", "ddpg", "epg"])
+def test_baselines_export_what_their_evaluations_do(algorithm, normalizer, tmp_path):
+    learner = make_learner(SPEC, change(CONFIG, algorithm=algorithm), 0)
+    with torch.no_grad():
+        learner.flat["policy"].add_(0.5 * torch.randn(learner.flat["policy"].shape, generator=learner.generator))
+    path, actor = tmp_path / "policy.onnx", learner.actor()
+    export_policy(learner.exported_policy(), normalizer, SPEC, path, {})
+    loaded = OnnxPolicy(path)
+    assert loaded.has_density == (algorithm != "sac")
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        observation = rng.standard_normal(3).astype(np.float32)
+        action = loaded.act(observation, stochastic=False)
+        mean, stddev = actor.distribution(normalizer(observation))
+        np.testing.assert_allclose(action.action, np.clip(mean, -1, 1), atol=1e-5)
+        np.testing.assert_allclose(action.stddev, stddev, rtol=1e-3)
+        if loaded.has_density:
+            sampled = loaded.act(observation, stochastic=True, rng=rng)
+            assert sampled.log_prob == pytest.approx(gaussian_log_prob(sampled.action, action.mean, action.stddev))
+        else:
+            with pytest.raises(PolicyError, match="no density"):
+                loaded.act(observation, stochastic=True, rng=rng)
+            with pytest.raises(PolicyError, match="no density"):
+                LocalSource(loaded, stochastic=True)
+            assert math.isnan(LocalSource(loaded, stochastic=False).act(observation, 0, 0).log_prob)
