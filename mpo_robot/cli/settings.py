@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,8 @@ class RunConfig:
             raise ConfigError(f"seed must not be negative, got {self.seed}")
 
     def nominal_environment(self) -> EnvironmentConfig:
-        """The environment without randomisation, for evaluation."""
-        return replace(self.environment, randomization=None)
+        """The environment as it is evaluated: without randomisation, with a game's own rewards."""
+        return self.environment.nominal()
 
 
 def training_record(config: RunConfig, origin: dict[str, Any]) -> dict[str, Any]:

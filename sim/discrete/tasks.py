@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sim.config import EnvironmentConfig
+import re
+
+from sim.config import AtariConfig, EnvironmentConfig
 from sim.discrete.game import Game
 from sim.tasks import find
 
@@ -21,11 +23,9 @@ def make_game(config: EnvironmentConfig) -> Game | None:
         known = gymnasium_backend.known_tasks() | {task: task for task in TASKS}
         task: str = find(name, known, "gymnasium:")
         return ClassicControl(task) if task in TASKS else None
+    if prefix == "ale":
+        from sim.discrete.atari import AtariGame, rom_names
+
+        underscored = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)  # MsPacman, as in papers
+        return AtariGame(find(underscored, rom_names(), "ale:"), config.atari or AtariConfig())
     return None
-
-
-def game_names() -> list[str]:
-    """Every discrete task that can be made here, in canonical spelling."""
-    from sim.discrete.classic_control import TASKS
-
-    return [f"gymnasium:{task}" for task in TASKS]

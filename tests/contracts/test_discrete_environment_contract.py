@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from mpo_robot.errors import ConfigError, MpoRobotError
-from sim.config import EnvironmentConfig
+from sim.config import AtariConfig, EnvironmentConfig
+from sim.discrete.atari import area_weights
 from sim.discrete.classic_control import TASKS as CLASSIC
 from sim.discrete.environment import DiscreteEnvironment
 from sim.make import make_environment
 from sim.randomization_config import RandomizationConfig, RandomizationTerm
 
-NAMES = {f"gymnasium:{name}": "gymnasium" for name in CLASSIC}
+NAMES = {f"gymnasium:{name}": "gymnasium" for name in CLASSIC} | {"ale:Pong": "ale_py", "ale:Breakout": "ale_py"}
 TASKS = [
     pytest.param(task, marks=pytest.mark.skipif(importlib.util.find_spec(module) is None, reason=f"needs {module}"))
     for task, module in NAMES.items()
@@ -36,9 +37,9 @@ def play(environment: DiscreteEnvironment, actions: np.ndarray) -> list:
     log = []
     for action in actions:
         observation, reward, terminated, truncated, _ = environment.step(action)
-        log.append((observation.tolist(), reward, terminated, truncated))
+        log.append((observation.tobytes(), reward, terminated, truncated))
         if terminated or truncated:
-            log.append(environment.reset()[0].tolist())
+            log.append(environment.reset()[0].tobytes())
     return log
 
 
@@ -90,7 +91,7 @@ def test_a_saved_state_continues_exactly_in_a_fresh_instance(task, steps):
     environment.reset(seed=1)
     play(environment, random_actions(environment, steps))
     state = environment.get_state()
-    actions = random_actions(environment, 250, seed=1)
+    actions = random_actions(environment, 250 if task.startswith("gymnasium") else 50, seed=1)
     expected = play(environment, actions)
     fresh.reset(seed=77)
     play(fresh, actions[:3])
@@ -183,3 +184,51 @@ def test_spelling_is_forgiven_and_typos_get_a_hint():
     assert make("gymnasium:cartpole-V1").spec == make("gymnasium:CartPole-v1").spec
     with pytest.raises(ConfigError, match="CartPole-v1"):
         make("gymnasium:CartPol-v1")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ale_py") is None, reason="needs ale_py")
+def test_atari_preprocessing():
+    settings = AtariConfig(frame_skip=3, frame_stack=2, sticky_actions=0.0, full_action_space=True)
+    environment = make("ale:breakout", atari=settings)
+    spec = environment.spec
+    assert spec.num_actions == 18
+    assert spec.control_dt == pytest.approx(3 / 60)
+    assert [term.name for term in spec.observation] == ["frame_0", "frame_1"]
+    assert spec.observation[0].size == 84 * 84
+    first, _ = environment.reset(seed=0)
+    older, newer = np.split(first, 2)
+    np.testing.assert_array_equal(older, newer)
+    second = environment.step([1]).observation
+    np.testing.assert_array_equal(np.split(second, 2)[0], newer)  # oldest first
+    assert first.min() >= 0.0
+    assert 0 < first.max() <= 255.0
+    assert (first == np.rint(first)).all()
+    weights = area_weights(210)
+    np.testing.assert_allclose(weights.sum(1), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(weights[0, :4], [0.4, 0.4, 0.2, 0.0], atol=1e-6)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ale_py") is None, reason="needs ale_py")
+def test_atari_rewards_are_clipped_in_training_only_and_lives_end_episodes_if_wanted():
+    config = EnvironmentConfig("ale:Qbert", atari=AtariConfig(sticky_actions=0.0, life_loss_terminates=True))
+    training, evaluation = make_environment(config), make_environment(config.nominal())
+    results = []
+    for environment in (training, evaluation):
+        environment.reset(seed=0)
+        results.append([])
+        for action in random_actions(environment, 200):
+            results[-1].append(environment.step(action))
+            if results[-1][-1].terminated:
+                break
+    assert len(results[0]) < len(results[1])  # a life before the whole game
+    scores = [result.reward for result in results[1]]
+    assert max(scores) >= 25.0
+    for clipped, score in zip(results[0], scores):
+        assert clipped.reward == np.sign(score)
+        assert clipped.info["score"] == score
+
+
+def test_an_unknown_game_gets_a_hint():
+    pytest.importorskip("ale_py")
+    with pytest.raises(ConfigError, match="pong"):
+        make("ale:Pomg")
