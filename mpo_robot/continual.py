@@ -47,6 +47,8 @@ class ContinualLearner:
         self.folder = folder
         self.config = config
         self.spec = folder.spec()
+        if self.spec.num_actions is not None:
+            raise ConfigError(f"{folder.path} learnt a task with discrete actions: there are no robot logs of those")
         self.checkpoints = folder.learn_checkpoints
         sizes = (self.spec.observation_size, self.spec.action_size)
         self.simulated_replay: SequenceReplay | None = None
