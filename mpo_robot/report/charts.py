@@ -98,11 +98,16 @@ def draw_legend(axes: Any, ncols: int = 1, loc: str = "best") -> None:
     axes.legend(loc=loc, ncols=ncols, frameon=False, fontsize=9.0, labelcolor=INK)
 
 
+def draw_legend_above(axes: Any, ncols: int) -> None:
+    """Legend of a figure with one panel, above it: for content that leaves no corner free."""
+    axes.figure.legend(loc="outside upper left", ncols=ncols, frameon=False, fontsize=9.0, labelcolor=INK)
+
+
 def draw_steps_axis(axes: Any, label: str = "environment steps") -> None:
     """Label a step axis with 50k and 1.5M instead of powers of ten."""
     axes.set_xlabel(label)
     axes.xaxis.set_major_formatter(lambda value, _: short_count(value))
-    axes.xaxis.get_major_locator().set_params(nbins=6)
+    axes.xaxis.get_major_locator().set_params(nbins=6, integer=True)
 
 
 def short_count(value: float) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mpo_robot.report.charts import INK, SERIES, SOFT, Chart, draw_legend
+from mpo_robot.report.charts import INK, SERIES, SOFT, Chart, draw_legend, draw_legend_above
 from mpo_robot.report.log_summary import LogSummary, percentiles
 from mpo_robot.report.run_figures import Figure
 
@@ -41,7 +41,7 @@ def latency(logs: Sequence[LogSummary]) -> Figure | None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set_xlabel("latency [µs]")
     axes.set_ylabel("steps")
-    draw_legend(axes)
+    draw_legend_above(axes, ncols=2)
     caption = f"Time from sending the observation to receiving the action, {len(values):,} steps of the policy."
     return Figure("Action latency", caption, chart.svg("latency"))
 

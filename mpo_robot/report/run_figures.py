@@ -144,16 +144,18 @@ def real_learning(run: RunData) -> Figure | None:
         return None
     chart = Chart(height=2.8)
     axes = chart.axes[0]
-    axes.plot(
-        column(run.learning, "real_steps"),
-        column(run.learning, "real_return_mean"),
-        color=SERIES[3],
-        marker="o",
-        markersize=4,
-    )
+    steps = column(run.learning, "real_steps")
+    axes.plot(steps, column(run.learning, "real_return_mean"), color=SERIES[3], marker="o", markersize=4)
     draw_steps_axis(axes, "real steps ingested")
+    axes.set_xlim(0.0, 1.1 * float(np.nanmax(steps)))
     axes.set_ylabel("mean return of new logs")
-    return Figure("Learning from real logs", "One point per round of `mpo-robot learn`.", chart.svg("reallearning"))
+    caption = "One point per round of `mpo-robot learn`: the mean return of the logs that were new to it."
+    if len(returns) == 1:
+        caption = (
+            f"There was one round of `mpo-robot learn` so far; its logs had a mean return of {returns[0]:.1f}. "
+            "How that changes with learning shows from the second round on."
+        )
+    return Figure("Learning from real logs", caption, chart.svg("reallearning"))
 
 
 RUN_FIGURES = (

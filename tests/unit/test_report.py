@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from mpo_robot.cli.main import main
-from mpo_robot.report.charts import short_count, thin
+from mpo_robot.report.charts import Chart, draw_legend_above, short_count, thin
 from mpo_robot.report.content import build_report
 from mpo_robot.report.log_summary import percentiles, summarize
 from mpo_robot.report.robot_figures import gap, versions
 from mpo_robot.report.run_data import column, finite, read_run, read_table
-from mpo_robot.report.run_figures import learning_curve
+from mpo_robot.report.run_figures import learning_curve, real_learning
 from tests.support.run_folders import episode_records, make_empty_run, make_run, write_log
 
 DEMO = {
@@ -248,3 +248,33 @@ def test_summary_counts_gaps_unknown_rewards_and_the_main_version():
     assert summary.total_reward == 3.0
     assert summary.main_policy_version == "b" * 64
     assert summary.policy_versions == {"a" * 64: 3, "b" * 64: 5}
+
+
+def test_a_legend_above_does_not_lie_over_the_panel():
+    chart = Chart()
+    axes = chart.axes[0]
+    for index in range(4):
+        axes.axvline(index, label=f"mark {index}")
+    draw_legend_above(axes, ncols=2)
+    svg = chart.svg("test")
+    assert "mark 3" in svg
+    (legend,) = axes.figure.legends
+    assert legend.get_window_extent().y0 >= axes.get_window_extent().y1
+
+
+@pytest.mark.parametrize(("rounds", "text"), [(1, "There was one round"), (2, "One point per round")])
+def test_learning_rounds_are_explained_and_their_ticks_are_whole(tmp_path, rounds, text):
+    run = make_run(tmp_path / "run")
+    rows = "".join(f"{3 * index},{100 * index},{index},{20.5 * index},v\n" for index in range(1, rounds + 1))
+    (run / "learn.csv").write_text("real_steps,learner_steps,logs,real_return_mean,policy_version\n" + rows)
+    figure = real_learning(read_run(run))
+    assert text in figure.caption
+    ticks = re.findall(r">([\d.]+k?)</text>", figure.svg.partition("matplotlib.axis_2")[0])
+    assert len(ticks) >= 3
+    assert not [tick for tick in ticks if "." in tick]
+
+
+def test_cells_of_tables_do_not_break_inside_words(tmp_path):
+    style = re.search(r"<style>(.*?)</style>", build_report(read_run(make_run(tmp_path / "run"))), re.DOTALL)[1]
+    (cell,) = re.findall(r"^td \{(.*?)\}", style, re.MULTILINE)
+    assert "anywhere" not in cell  # it would let columns shrink below their words instead of scrolling the table
