@@ -41,6 +41,18 @@ class TargetPass(NamedTuple):
     critic_target: Tensor  # the returns, or [B, L, K] distributions for a C51 critic
 
 
+class Losses(NamedTuple):
+    """Losses of one update, and what they are made of."""
+
+    total: Tensor
+    critic: Tensor
+    mstep: MStep
+    estep: EStep
+    online: Any  # the online policy's distributions
+    target: TargetPass
+    state_weights: Tensor  # [S], sum 1
+
+
 class Metrics(NamedTuple):
     """Scalars of one update, by name in `metrics.csv`. Values of returns and Q are in units of reward."""
 
@@ -79,6 +91,7 @@ class Learner(ActorCritic):
             self.online_critic = CriticEnsemble(observation_size, action_size, config.critic)
         self.duals = Duals(action_size, config.mpo)
         self._family = FAMILIES[config.policy.covariance]
+        self._losses = torch.compile(self.losses, dynamic=False) if config.compile else self.losses
         super().__init__(config, self.online_policy, self.online_critic, self.duals, seed)
         self.target_policy = cast(GaussianPolicy, self._target_modules["policy"])
         self.target_critic = cast(CriticEnsemble, self._target_modules["critic"])
@@ -94,20 +107,32 @@ class Learner(ActorCritic):
     def backward(self, batch: SequenceBatch, reward_scale: float = 1.0, want_metrics: bool = False) -> Metrics | None:
         """First half of `update`: all losses, and their gradients in the parameters' `grad`."""
         tensors = TensorBatch.of(batch)
-        target = self.target_pass(tensors, reward_scale)
-        loss_critic = self.critic_loss(tensors, target.critic_target)
-        state_weights = tensors.policy_state.flatten()
+        losses = self._losses(tensors._replace(reward=tensors.reward / reward_scale), self._noise(tensors))
+        self.require_finite(losses.total)
+        losses.total.backward()
+        return self._metrics(losses, tensors, reward_scale) if want_metrics else None
+
+    def _noise(self, batch: TensorBatch) -> Tensor:
+        """Standard-normal noise [N, S, A] of the sampled actions."""
+        states, size = batch.policy_state.numel(), batch.action.shape[-1]
+        return torch.randn(self.config.mpo.num_samples, states, size, generator=self.generator)
+
+    def losses(self, batch: TensorBatch, noise: Tensor) -> Losses:
+        """Everything of one update that is a function of tensors: one graph for `torch.compile`.
+
+        Args:
+            batch: Normalised observations, rewards in the critic's unit.
+            noise: [N, S, A] behind the sampled actions.
+        """
+        target = self.target_pass(batch, noise)
+        loss_critic = self.critic_loss(batch, target.critic_target)
+        state_weights = batch.policy_state.flatten()
         state_weights = state_weights / state_weights.sum()
-        online = self.online_policy(tensors.observation.flatten(0, 1))
+        online = self.online_policy(batch.observation.flatten(0, 1))
         mstep, loss_duals, estep = self._expectation_maximization(online, target, state_weights)
         loss_penalty = mstep.penalty_mean.loss_kl + mstep.penalty_stddev.loss_kl
-        loss = loss_critic + mstep.loss_policy_mean + mstep.loss_policy_stddev + loss_penalty + loss_duals
-        self.require_finite(loss)
-        loss.backward()
-        if not want_metrics:
-            return None
-        kl_q = float(state_weights @ estep.kl_nonparametric)
-        return self._metrics(loss_critic, mstep, online, target, kl_q, tensors, reward_scale)
+        total = loss_critic + mstep.loss_policy_mean + mstep.loss_policy_stddev + loss_penalty + loss_duals
+        return Losses(total, loss_critic, mstep, estep, online, target, state_weights)
 
     def _expectation_maximization(
         self, online: Any, target: TargetPass, state_weights: Tensor
@@ -149,12 +174,11 @@ class Learner(ActorCritic):
         return duals.temperature, duals.penalty_temperature
 
     @torch.no_grad()
-    def target_pass(self, batch: TensorBatch, reward_scale: float) -> TargetPass:
-        """Sample actions, value them, and form the Retrace targets, for a batch with normalised observations."""
+    def target_pass(self, batch: TensorBatch, noise: Tensor) -> TargetPass:
+        """Sample actions, value them, and form the critic's targets. Arguments as in `losses`."""
         sequences, steps = batch.reward.shape
         observation = batch.observation.flatten(0, 1)  # [S, O]
         policy = self.target_policy(observation)
-        noise = torch.randn(self.config.mpo.num_samples, *policy.mean.shape, generator=self.generator)
         actions = self._family.sample(policy, noise)
         # The actions taken are valued in the same pass, as one more sample; its bootstrap rows are not used.
         taken = functional.pad(batch.action, (0, 0, 0, 1)).view(1, *policy.mean.shape)
@@ -165,25 +189,23 @@ class Learner(ActorCritic):
         before = type(policy)(*(item.unflatten(0, (sequences, steps + 1))[:, :-1] for item in policy))
         log_probs = self._family.log_prob(before, batch.action)
         traces = configured_traces(self.config, batch, log_probs, value[:, 1:], q_taken)
-        returns = off_policy_returns(batch.reward / reward_scale, discount_t, value[:, 1:], *traces)
+        returns = off_policy_returns(batch.reward, discount_t, value[:, 1:], *traces)
         critic_target = returns
         if self.config.critic.head == "c51":
-            critic_target = self._distribution_target(
-                batch, observation, actions, batch.reward / reward_scale, discount_t
-            )
+            critic_target = self._distribution_target(batch, observation, actions, discount_t)
         return TargetPass(policy, noise, actions, q_values, returns, traces.coefficients, critic_target)
 
     def _distribution_target(
-        self, batch: TensorBatch, observation: Tensor, actions: Tensor, reward: Tensor, discount_t: Tensor
+        self, batch: TensorBatch, observation: Tensor, actions: Tensor, discount_t: Tensor
     ) -> Tensor:
         """Distributions [B, L, K] that a C51 critic learns; averaged over the sampled actions before the projection."""
-        sequences, steps = reward.shape
+        sequences, steps = batch.reward.shape
         config = self.config
         pmf, atoms = self.target_critic.target_distribution(observation, actions.clamp(-1.0, 1.0))
         after = pmf.view(sequences, steps + 1, -1)[:, 1:]  # of the state after each step
         valid = batch.trace_valid * batch.is_transition
         n = 1 if config.returns == "td_zero" else config.return_horizon or steps
-        bootstrap = n_step_bootstrap(reward, discount_t, valid, n)
+        bootstrap = n_step_bootstrap(batch.reward, discount_t, valid, n)
         index = bootstrap.index.unsqueeze(-1).expand(-1, -1, pmf.shape[-1])
         return project_pmf(after.gather(1, index), bootstrap.reward, bootstrap.discount, atoms)
 
@@ -196,22 +218,14 @@ class Learner(ActorCritic):
         return (weights * error).sum() / weights.sum().clamp(min=1.0)
 
     @torch.no_grad()
-    def _metrics(
-        self,
-        loss_critic: Tensor,
-        mstep: MStep,
-        online: Any,
-        target: TargetPass,
-        kl_q: float,
-        batch: TensorBatch,
-        reward_scale: float,
-    ) -> Metrics:
-        mpo = self.config.mpo
+    def _metrics(self, losses: Losses, batch: TensorBatch, reward_scale: float) -> Metrics:
+        mpo, mstep, target, online = self.config.mpo, losses.mstep, losses.target, losses.online
         kl_mean = mstep.penalty_mean.kl / mpo.epsilon_mean
+        kl_q = float(losses.state_weights @ losses.estep.kl_nonparametric)
         outside = (target.actions.abs() > 1.0).any(dim=-1)
         in_transition = batch.is_transition.sum().clamp(min=1.0)
         return Metrics(
-            loss_critic=float(loss_critic),
+            loss_critic=float(losses.critic),
             loss_policy_mean=float(mstep.loss_policy_mean),
             loss_policy_stddev=float(mstep.loss_policy_stddev),
             loss_penalty=float(mstep.penalty_mean.loss_kl + mstep.penalty_stddev.loss_kl),

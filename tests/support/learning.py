@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from mpo_robot.actor_critic import TensorBatch
 from mpo_robot.episode import Episode
-from mpo_robot.learner import Learner, TensorBatch
+from mpo_robot.learner import Learner, TargetPass
 from mpo_robot.mpo_config import LearnerConfig, MPOConfig
 from mpo_robot.networks import CriticConfig, PolicyConfig
 from mpo_robot.replay import SequenceBatch, SequenceReplay
@@ -113,6 +114,12 @@ def make_batch(steps: int = 3) -> SequenceBatch:
 def tensors(batch: SequenceBatch) -> TensorBatch:
     """As the learner sees it."""
     return TensorBatch(*(torch.from_numpy(array.copy()) for array in batch))
+
+
+def target_pass(learner: Learner, batch: TensorBatch, reward_scale: float = 1.0) -> TargetPass:
+    """The learner's target pass as an update makes it, with noise from its generator."""
+    scaled = batch._replace(reward=batch.reward / reward_scale)
+    return learner.target_pass(scaled, learner._noise(scaled))
 
 
 def gradients(learner: Learner, batch: SequenceBatch, **options: Any) -> dict[str, torch.Tensor]:

@@ -64,6 +64,11 @@ OTHER_VALUES = {
     "learner__return_horizon": {"learner__return_horizon": 2},
     "learner__target_update_period": {"learner__target_update_period": 3, "learner__target_update_rate": None},
 }
+TESTED_ELSEWHERE = {
+    "learner__compile",  # test_learner_variants.py: it takes a minute and must change nothing
+    "learner__categorical",  # test_categorical_learner.py
+    "training__replay_bytes",  # test_byte_replay.py
+}
 # Settings under which a field acts at all.
 NEEDS = {
     "learner__critic__num_atoms": {"learner__critic__head": "hl_gauss"},
@@ -83,7 +88,7 @@ def fields():
     for section, cls in SECTIONS.items():
         for field in dataclasses.fields(cls):
             name = f"{section}__{field.name}"
-            if name not in SECTIONS and name != "learner__categorical":  # acts with discrete tasks, tested there
+            if name not in SECTIONS and name not in TESTED_ELSEWHERE:
                 yield name
 
 

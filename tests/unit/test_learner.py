@@ -10,7 +10,16 @@ from mpo_robot.duals import MIN_RAW_ALPHA, MIN_RAW_TEMPERATURE
 from mpo_robot.learner import Learner
 from mpo_robot.losses.estep import nonparametric_estep, out_of_bounds_cost
 from mpo_robot.losses.gaussian import entropy, kl_mean, kl_stddev, log_prob
-from tests.support.learning import ACTION_SIZE, CONFIG, OBSERVATION_SIZE, gradients, make_batch, make_learner, tensors
+from tests.support.learning import (
+    ACTION_SIZE,
+    CONFIG,
+    OBSERVATION_SIZE,
+    gradients,
+    make_batch,
+    make_learner,
+    target_pass,
+    tensors,
+)
 
 NETWORKS = ("policy", "critic", "target_policy", "target_critic", "duals")
 
@@ -77,7 +86,7 @@ def test_a_terminated_step_has_no_bootstrap_and_a_truncated_one_has():
         with torch.no_grad():
             for member in learner.target_critic.members:
                 member.tail[-1].bias += shift
-        return learner.target_pass(batch, 1.0).returns
+        return target_pass(learner, batch, 1.0).returns
 
     change = (returns(10.0) - returns(-10.0))[:, 0]  # the second call is the unshifted critic again
     first_row = batch.is_transition[:, 0] > 0
@@ -97,7 +106,7 @@ def test_metrics_are_what_their_names_say():
     before = {name: value.detach().clone() for name, value in vars_of_duals(learner).items()}
     with torch.no_grad():
         online = learner.online_policy(tensors(batch).observation.flatten(0, 1))
-    target = learner.target_pass(tensors(batch), scale)
+    target = target_pass(learner, tensors(batch), scale)
     critic = learner.critic_loss(tensors(batch), target.returns).item()
     learner.generator.set_state(state)
     metrics = learner.update(batch, scale, want_metrics=True)

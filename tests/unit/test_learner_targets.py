@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mpo_robot.networks import Critic, GaussianPolicy
-from tests.support.learning import ACTION_SIZE, make_batch, make_episodes, make_learner, tensors
+from tests.support.learning import ACTION_SIZE, make_batch, make_episodes, make_learner, target_pass, tensors
 
 SCALE = 2.5  # rewards are divided by it
 
@@ -90,7 +90,7 @@ class Reference:
 def test_returns_equal_the_reference(steps, layer_norm, aggregate):
     learner = make_learner(critic__layer_norm=layer_norm, critic__aggregate=aggregate, policy__layer_norm=layer_norm)
     batch = tensors(make_batch(steps))
-    target = learner.target_pass(batch, SCALE)
+    target = target_pass(learner, batch, SCALE)
     reference = Reference(learner, target, steps)
     compared = 0
     for window, position in np.ndindex(*target.returns.shape):
@@ -109,7 +109,7 @@ def test_actions_come_from_the_target_policy_and_are_valued_clipped():
     batch = tensors(make_batch())
     generator = torch.Generator()
     generator.set_state(learner.generator.get_state())
-    target = learner.target_pass(batch, 1.0)
+    target = target_pass(learner, batch)
     observation = batch.observation.flatten(0, 1)
     with torch.no_grad():
         before = learner.target_policy(observation)
@@ -130,15 +130,15 @@ def test_ratios_use_the_target_policy_and_the_action_before_clipping():
     # Pitfall 10: a stored action that was clipped, with the log density of the unclipped one, would break rho.
     learner = make_learner(policy__init_stddev=0.5)
     batch = tensors(make_batch())
-    base = learner.target_pass(batch, 1.0).coefficients
+    base = target_pass(learner, batch).coefficients
     outside = batch.action.clone()
     outside[..., 0] = 1.5
     further = batch.action.clone()
     further[..., 0] = 2.5
     valid = (batch.trace_valid > 0) & (batch.is_transition > 0)
     low = torch.full_like(batch.behavior_log_prob, -3.0)
-    first = learner.target_pass(batch._replace(action=outside, behavior_log_prob=low), 1.0)
-    second = learner.target_pass(batch._replace(action=further, behavior_log_prob=low), 1.0)
+    first = target_pass(learner, batch._replace(action=outside, behavior_log_prob=low), 1.0)
+    second = target_pass(learner, batch._replace(action=further, behavior_log_prob=low), 1.0)
     assert (second.coefficients[valid] < first.coefficients[valid]).all()
     assert (base[~valid] == 0.0).all()
     assert valid.any()
@@ -148,29 +148,29 @@ def test_ratios_use_the_target_policy_and_the_action_before_clipping():
     assert torch.equal(*losses)
     with torch.no_grad():
         learner.target_policy.head.bias += 0.3
-    assert not torch.allclose(learner.target_pass(batch, 1.0).coefficients, base)
+    assert not torch.allclose(target_pass(learner, batch).coefficients, base)
     with torch.no_grad():
         learner.target_policy.head.bias -= 0.3
         learner.online_policy.head.bias += 0.3
-    assert torch.allclose(learner.target_pass(batch, 1.0).coefficients, base)
+    assert torch.allclose(target_pass(learner, batch).coefficients, base)
 
 
 def test_target_critics_not_online_ones_give_the_targets():
     learner = make_learner()
     batch = tensors(make_batch())
     state = learner.generator.get_state()
-    before = learner.target_pass(batch, 1.0).returns
+    before = target_pass(learner, batch).returns
     learner.flat["critic"].add_(0.1)
     learner.generator.set_state(state)
-    assert torch.equal(learner.target_pass(batch, 1.0).returns, before)
+    assert torch.equal(target_pass(learner, batch).returns, before)
     learner.flat["target_critic"].add_(0.1)
     learner.generator.set_state(state)
-    assert not torch.allclose(learner.target_pass(batch, 1.0).returns, before)
+    assert not torch.allclose(target_pass(learner, batch).returns, before)
 
 
 def test_the_target_pass_makes_no_gradient():
     learner = make_learner()
-    target = learner.target_pass(tensors(make_batch()), 1.0)
+    target = target_pass(learner, tensors(make_batch()), 1.0)
     parts = (*target.policy, target.noise, target.actions, target.q_values, target.returns, target.coefficients)
     assert not any(part.requires_grad for part in parts)
     assert not any(p.requires_grad for p in (*learner.target_policy.parameters(), *learner.target_critic.parameters()))

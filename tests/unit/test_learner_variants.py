@@ -9,7 +9,7 @@ from mpo_robot.families import DiagonalFamily, FullFamily, weighted_moments
 from mpo_robot.losses.returns import n_step, off_policy_returns, td_lambda, td_zero
 from mpo_robot.mpo_config import LearnerConfig, MPOConfig
 from mpo_robot.networks import PolicyConfig
-from tests.support.learning import make_batch, make_learner, tensors
+from tests.support.learning import make_batch, make_learner, target_pass, tensors
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from tests.support.learning import make_batch, make_learner, tensors
 )
 def test_returns_are_those_of_the_named_estimator(settings, traces):
     learner, batch = make_learner(**settings), tensors(make_batch())
-    target = learner.target_pass(batch, reward_scale=2.0)
+    target = target_pass(learner, batch, reward_scale=2.0)
     sequences, steps = batch.reward.shape
     next_value = target.q_values.mean(dim=0).view(sequences, steps + 1)[:, 1:]
     valid = batch.trace_valid * batch.is_transition
@@ -36,7 +36,7 @@ def test_a_horizon_of_one_makes_retrace_the_one_step_target():
     batch = tensors(make_batch())
     results = []
     for settings in ({"returns": "td_zero"}, {"return_horizon": 1}, {"retrace_lambda": 0.0}):
-        results.append(make_learner(**settings).target_pass(batch, 1.0).returns)
+        results.append(target_pass(make_learner(**settings), batch).returns)
     torch.testing.assert_close(results[0], results[1])
     torch.testing.assert_close(results[0], results[2])
 
@@ -161,7 +161,7 @@ def test_the_mean_of_a_c51_target_is_the_scalar_return(returns, horizon, aggrega
     settings = {"returns": returns, "return_horizon": horizon, "critic__aggregate": aggregate, "critic__head": "c51"}
     learner = make_learner(**settings, critic__num_atoms=401, critic__value_bound=20.0)
     batch = tensors(make_batch())
-    target = learner.target_pass(batch, reward_scale=1.0)
+    target = target_pass(learner, batch, reward_scale=1.0)
     atoms = torch.linspace(-20.0, 20.0, 401)
     assert target.critic_target.shape == (*batch.reward.shape, 401)
     torch.testing.assert_close(target.critic_target.sum(dim=-1), torch.ones_like(batch.reward), atol=1e-5, rtol=0)
@@ -221,3 +221,18 @@ def test_the_parametric_variant_climbs_towards_better_actions():
         learner.update(batch)
     end = learner.online_policy(tensors(batch).observation.flatten(0, 1)).mean[:, 0].mean().item()
     assert end > start + 0.05
+
+
+@pytest.mark.slow  # compiling takes most of a minute
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, of itself
+@pytest.mark.parametrize("settings", [{}, {"critic__head": "hl_gauss", "mpo__center_weights": True}])
+def test_compiled_losses_give_the_same_gradients(settings):
+    compiled, eager = make_learner(compile=True, **settings), make_learner(**settings)
+    for _ in range(2):
+        for learner in (compiled, eager):
+            learner.backward(make_batch(), reward_scale=1.5)
+        for name in ("policy", "critic", "duals"):
+            mine, plain = compiled.flat[name].grad, eager.flat[name].grad
+            torch.testing.assert_close(mine, plain, rtol=1e-4, atol=1e-6 * plain.abs().max().item())
+        for learner in (compiled, eager):
+            learner._step()
