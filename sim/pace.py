@@ -65,13 +65,23 @@ class FastPace:
         )
 
 
+_READ_PHASE = 0.25  # of a physics step: a reader may be three quarters of a step late, or a quarter early
+
+
 class RealTimePace:
-    """Physics follows the clock in whole physics steps; rewards are those of the control periods completed."""
+    """Physics follows the clock in whole physics steps; rewards are those of the control periods completed.
+
+    Where a physics step lasts about as long as a control period, a loop that happens to read where one step ends and
+    the next begins would, with the slightest jitter, get some readings twice and others a period old. The first
+    reading of an episode therefore sets the physics' clock: it falls a quarter of a step behind a whole step.
+    """
 
     def __init__(self, environment: SimEnvironment, clock: Callable[[], int]):
         self._environment, self._clock = environment, clock
         self._stepper = PartialStepper(environment)
         self._step_ns = environment.backend.physics_dt * 1e9
+        self._is_first = True
+        self._is_coarse = 2 * self._step_ns > environment.spec.control_dt * 1e9
         self._start_ns = self._steps = self._read_steps = 0
         self._reward = 0.0
         self._boundary: tuple[int, StepResult] | None = None
@@ -79,6 +89,7 @@ class RealTimePace:
     def start(self) -> int:
         """An episode begins now; the time in ns."""
         self._stepper.start()
+        self._is_first = True
         self._start_ns, self._steps, self._read_steps = self._clock(), 0, 0
         self._reward, self._boundary = 0.0, None
         return self._start_ns
@@ -89,6 +100,10 @@ class RealTimePace:
 
     def read(self, held: FloatArray) -> Measurement | None:
         """The reading at the last whole physics step; None if none has passed since the reading before."""
+        if self._is_first:
+            self._is_first = False
+            if self._is_coarse:
+                self._align()
         self._catch_up(held)
         if self._steps == self._read_steps:
             return None
@@ -100,6 +115,13 @@ class RealTimePace:
             return Measurement(result.observation, time_ns, reward, result.terminated, result.truncated, result.info)
         observation, info = self._environment.reading()
         return Measurement(observation, time_ns, reward, False, False, info)
+
+    def _align(self) -> None:
+        """Shift the start by less than a step, so that a reading now is `_READ_PHASE` behind a whole step."""
+        now = self._clock()
+        steps = math.floor((now - self._start_ns) / self._step_ns + 1e-6)
+        if steps >= 1:
+            self._start_ns = now - round((steps + _READ_PHASE) * self._step_ns)
 
     def _catch_up(self, held: FloatArray) -> None:
         due = math.floor((self._clock() - self._start_ns) / self._step_ns + 1e-6)

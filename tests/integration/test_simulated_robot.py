@@ -126,6 +126,24 @@ def test_real_time_holds_the_last_command_and_catches_up_by_the_clock():
     assert not np.array_equal(partial.observation, reading.observation)
 
 
+@pytest.mark.parametrize("offset_s", [0.0, 0.0031, 0.0052, 0.0099])
+def test_a_loop_at_the_rate_of_the_physics_gets_a_fresh_reading_each_period_despite_jitter(offset_s):
+    clock = Clock()
+    robot = ready(CARTPOLE, clock)
+    period = robot.spec.control_dt
+    assert robot._environment.backend.physics_dt == period
+    last = robot.start_episode(0).monotonic_ns
+    anchor = clock.now + round(offset_s * 1e9)  # the loop begins at any moment after the robot
+    jitter = np.random.default_rng(0).uniform(0.0, 0.0015, 60)
+    for index in range(1, 60):
+        clock.now = anchor + round((index * period + jitter[index]) * 1e9)
+        reading = robot.read()
+        assert reading.monotonic_ns > last
+        assert clock.now - reading.monotonic_ns <= 0.5 * period * 1e9
+        last = reading.monotonic_ns
+        robot.send_command(robot.spec.command_high)
+
+
 def test_a_command_in_real_time_acts_from_the_moment_it_is_sent():
     clock = Clock()
     robot = ready(WALKER, clock)
