@@ -6,15 +6,15 @@ Until it succeeds, `act` returns None at once and the robot's own fallback is in
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from deploy import protocol
+from deploy.client_channel import ClientChannel
 from deploy.client_types import (
     ActionReply,
     ClientState,
@@ -23,19 +23,14 @@ from deploy.client_types import (
     ServerTimeoutError,
     read_action,
 )
-from deploy.link import ClientLink
 from deploy.numeric import all_finite
 from deploy.protocol import (
     ActReply,
-    ActRequest,
     AnyMessage,
-    BeginEpisode,
     EpisodeReady,
     Error,
     ErrorCode,
-    Hello,
     Message,
-    Ping,
     Pong,
     Welcome,
 )
@@ -56,7 +51,6 @@ HEARTBEAT_INTERVAL_NS = 500_000_000  # silence after which the server is asked f
 LOST_AFTER_NS = 2_000_000_000  # time without any answer after which it counts as lost
 RETRY_INTERVAL_NS = 200_000_000  # before the second handshake attempt; doubles up to LOST_AFTER_NS
 REFUSED_INTERVAL_NS = 1_000_000_000  # the same after a refusal
-RESEND_NS = 1_000_000_000  # a blocking call repeats its request after this
 DRAIN_LIMIT = 64  # frames read between two ticks; a flood must not hold up the loop
 
 
@@ -71,7 +65,6 @@ class PolicyClient:
         statistics: Counters.
         state: Where the client stands with the server.
         policy_version: Version pinned for the running episode; empty before the first one.
-        last_error: Why the last handshake or request was refused; empty if none was.
     """
 
     def __init__(
@@ -95,23 +88,21 @@ class PolicyClient:
         """
         self.endpoint = endpoint
         self.spec = spec
-        self.statistics = ClientStatistics()
         self.state = ClientState.LOST
         self.policy_version = ""
-        self.last_error = ""
-        self._spec_json = protocol.encode_spec(spec)
         self._clock = clock
-        self._client_id = secrets.token_hex(16)
-        # Ids start at a random point: a reply to an earlier life's request never fits.
-        self._last_id = secrets.randbits(40) + 1
         self._session_id = 0  # the first request id of the session
         self._waiting_id = protocol.NO_REQUEST  # of the handshake message that `reconnect_if_needed` has under way
         self._episode_id: str | None = None
         self._next_step = 0
         self._retry_at_ns, self._retry_interval_ns = 0, RETRY_INTERVAL_NS
-        self._last_heard_ns = clock()
-        self._unanswered_since_ns: int | None = None
-        self._link = ClientLink(endpoint, security, clock)
+        self._channel = ClientChannel(endpoint, spec, security, clock)
+        self.statistics = self._channel.statistics
+
+    @property
+    def last_error(self) -> str:
+        """Why the last handshake or request was refused; empty if none was."""
+        return self._channel.last_error
 
     def connect(self, timeout_s: float) -> Welcome:
         """Handshake, waiting at most `timeout_s`.
@@ -123,7 +114,7 @@ class PolicyClient:
         """
         self._episode_id = None
         self.state = ClientState.LOST
-        reply = self._call(self._hello, self._clock() + int(timeout_s * 1e9))
+        reply = self._call(self._channel.hello, self._clock() + int(timeout_s * 1e9))
         if not isinstance(reply, Welcome):
             self._refuse(reply)
         self._check_spec(reply)
@@ -144,10 +135,10 @@ class PolicyClient:
         if fresh:
             self.connect((deadline_ns - self._clock()) / 1e9)
         self.state = ClientState.CONNECTED
-        reply = self._call(lambda number: self._begin(number, episode_id), deadline_ns)
+        reply = self._call(lambda number: self._channel.begin(number, episode_id), deadline_ns)
         if isinstance(reply, Error) and reply.code == ErrorCode.UNKNOWN_SESSION and not fresh:
             self.connect((deadline_ns - self._clock()) / 1e9)  # the server was restarted since the last episode
-            reply = self._call(lambda number: self._begin(number, episode_id), deadline_ns)
+            reply = self._call(lambda number: self._channel.begin(number, episode_id), deadline_ns)
         if not isinstance(reply, EpisodeReady):
             self._refuse(reply)
         self._episode_id, self.policy_version = episode_id, reply.policy_version
@@ -173,9 +164,8 @@ class PolicyClient:
         if not all_finite(values):
             self.statistics.bad_observations += 1
             return None
-        number, sent_ns = self._new_id(), self._clock()
-        data = protocol.encode_array(values)
-        if not self._send(ActRequest(**self._header(number), step_index=step_index, observation=data)):
+        number, sent_ns = self._channel.new_id(), self._clock()
+        if not self._channel.send(self._channel.act(number, step_index, values)):
             self._lose("the connection is down")
             return None
         self.statistics.requests += 1
@@ -193,10 +183,10 @@ class PolicyClient:
         that version, the episode stays without actions (see `last_error`) until the next `begin_episode`.
         """
         for _ in range(DRAIN_LIMIT):
-            frame = self._link.receive()
+            frame = self._channel.receive()
             if frame is None:
                 break
-            message = self._decode(frame)
+            message = self._channel.decode(frame)
             if message is not None and message.request_id == self._waiting_id:
                 self._advance(message)
             elif message is not None:
@@ -210,7 +200,7 @@ class PolicyClient:
 
     def close(self) -> None:
         """Close the socket at once; what is queued is dropped. May be called twice."""
-        self._link.close()
+        self._channel.close()
         self.state = ClientState.LOST
 
     def __enter__(self) -> PolicyClient:
@@ -220,12 +210,12 @@ class PolicyClient:
         self.close()
 
     def _wait_action(self, number: int, step_index: int, sent_ns: int, deadline_ns: int) -> ActionReply | None:
-        while (frame := self._link.receive(deadline_ns)) is not None:
+        while (frame := self._channel.receive(deadline_ns)) is not None:
             received_ns = self._clock()
             if received_ns > deadline_ns:
                 self.statistics.stale_replies += 1
                 return None
-            message = self._decode(frame)
+            message = self._channel.decode(frame)
             if message is None:
                 continue
             if message.request_id != number:
@@ -242,7 +232,7 @@ class PolicyClient:
             return read_action(message, self.spec, step_index, self.policy_version, round_trip_ns)
         except ProtocolError as error:
             self.statistics.bad_replies += 1
-            self.last_error = str(error)
+            self._channel.last_error = str(error)
             return None
 
     def _drop(self, message: AnyMessage) -> None:
@@ -251,7 +241,7 @@ class PolicyClient:
             known = message.session
         elif isinstance(message, Error):
             self.statistics.error_replies += 1
-            self.last_error = f"{message.text} [{message.code}]"
+            self._channel.last_error = f"{message.text} [{message.code}]"
             known = message.code != ErrorCode.UNKNOWN_SESSION
         else:
             self.statistics.stale_replies += 1
@@ -273,9 +263,9 @@ class PolicyClient:
                 self._enter(ClientState.CONNECTED)
                 self.statistics.reconnects += 1
                 return
-            self._waiting_id = self._new_id()
-            resume = self._begin(self._waiting_id, self._episode_id, self._next_step, self.policy_version)
-            self.state = ClientState.RESUMING if self._send(resume) else ClientState.LOST
+            self._waiting_id = self._channel.new_id()
+            resume = self._channel.begin(self._waiting_id, self._episode_id, self._next_step, self.policy_version)
+            self.state = ClientState.RESUMING if self._channel.send(resume) else ClientState.LOST
             self._retry_at_ns = self._clock() + LOST_AFTER_NS  # the server may have to load that version
         elif self.state is ClientState.RESUMING and isinstance(message, EpisodeReady):
             if message.policy_version != self.policy_version:
@@ -288,7 +278,7 @@ class PolicyClient:
             if self.state is ClientState.RESUMING and message.code == ErrorCode.UNKNOWN_VERSION:
                 self._episode_id = None
                 self.state = ClientState.CONNECTED
-                self.last_error = message.text
+                self._channel.last_error = message.text
             else:
                 self._give_up(f"{message.text} [{message.code}]")
         else:
@@ -296,8 +286,8 @@ class PolicyClient:
             self._give_up("the server answered a handshake with something else")
 
     def _greet(self, now_ns: int) -> None:
-        self._waiting_id = self._new_id()
-        if self._send(self._hello(self._waiting_id)):
+        self._waiting_id = self._channel.new_id()
+        if self._channel.send(self._channel.hello(self._waiting_id)):
             # A slow server must get time to answer: a new attempt makes the answer to the last one worthless.
             self.state, self._retry_at_ns = ClientState.GREETING, now_ns + self._retry_interval_ns
             self._retry_interval_ns = min(2 * self._retry_interval_ns, LOST_AFTER_NS)
@@ -306,16 +296,16 @@ class PolicyClient:
 
     def _enter(self, state: ClientState) -> None:
         self.state = state
-        self._session_id = self._last_id
+        self._session_id = self._channel.last_id
         self._retry_interval_ns = RETRY_INTERVAL_NS
 
     def _keep_alive(self, now_ns: int) -> None:
-        if self._unanswered_since_ns is not None and now_ns - self._unanswered_since_ns > LOST_AFTER_NS:
+        if self._channel.unanswered_since_ns is not None and now_ns - self._channel.unanswered_since_ns > LOST_AFTER_NS:
             self._lose("no sign of life")
         elif (
-            self._unanswered_since_ns is None
-            and now_ns - self._last_heard_ns > HEARTBEAT_INTERVAL_NS
-            and not self._send(Ping(**self._header(self._new_id())))
+            self._channel.unanswered_since_ns is None
+            and now_ns - self._channel.last_heard_ns > HEARTBEAT_INTERVAL_NS
+            and not self._channel.send(self._channel.ping(self._channel.new_id()))
         ):
             self._lose("the connection is down")
 
@@ -323,42 +313,24 @@ class PolicyClient:
         if self.state is not ClientState.LOST:
             self.statistics.losses += 1
         self.state = ClientState.LOST
-        self.last_error = reason
+        self._channel.last_error = reason
         self._retry_at_ns, self._retry_interval_ns = self._clock(), RETRY_INTERVAL_NS
-        self._unanswered_since_ns = None
+        self._channel.unanswered_since_ns = None
 
     def _give_up(self, reason: str) -> None:
         self.state = ClientState.LOST
-        self.last_error = reason
+        self._channel.last_error = reason
         self._retry_at_ns = self._clock() + REFUSED_INTERVAL_NS
 
     def _call(self, make: Callable[[int], Message], deadline_ns: int) -> AnyMessage:
-        """Send a request and wait for its answer, repeating it if none comes; raises at the deadline."""
-        while (now_ns := self._clock()) < deadline_ns:
-            number = self._new_id()
-            if not self._send(make(number)):
-                self._link.wait_writable(deadline_ns)
-                continue
-            until_ns = min(deadline_ns, now_ns + RESEND_NS)
-            while (frame := self._link.receive(until_ns)) is not None:
-                message = self._decode(frame)
-                if message is not None and message.request_id == number:
-                    return message
-                if message is not None:
-                    self._drop(message)
-                if self._clock() >= until_ns:
-                    break
-        raise ServerTimeoutError(
-            f"no answer from a policy server at {self.endpoint}: is `mpo-robot serve` running there"
-            f"{', and are the keys right' if self._link.secure else ''}?"
-        )
+        return self._channel.call(make, deadline_ns, self._drop)
 
     def _refuse(self, reply: AnyMessage) -> NoReturn:
         if not isinstance(reply, Error):
             self.statistics.bad_replies += 1
             raise ProtocolError(f"the server answered a handshake with {type(reply).__name__}")
         self.statistics.error_replies += 1
-        self.last_error = f"{reply.text} [{reply.code}]"
+        self._channel.last_error = f"{reply.text} [{reply.code}]"
         if reply.code == ErrorCode.SPEC_MISMATCH:
             raise SpecMismatchError(reply.text)
         raise ServerRefusedError(reply.code, reply.text)
@@ -366,37 +338,3 @@ class PolicyClient:
     def _check_spec(self, message: Welcome) -> None:
         """The server has compared the specs already; a client does not take its word for it."""
         self.spec.require_same(protocol.decode_spec(message.spec_json), "this robot", "the policy server")
-
-    def _decode(self, frame: bytes) -> AnyMessage | None:
-        try:
-            message = protocol.decode(frame)
-        except ProtocolError as error:
-            self.statistics.bad_replies += 1
-            self.last_error = str(error)
-            return None
-        self._last_heard_ns = self._clock()
-        self._unanswered_since_ns = None
-        return message
-
-    def _send(self, message: Message) -> bool:
-        if not self._link.send(message):
-            self.statistics.send_failures += 1
-            return False
-        if self._unanswered_since_ns is None:
-            self._unanswered_since_ns = self._clock()
-        return True
-
-    def _new_id(self) -> int:
-        self._last_id += 1
-        return self._last_id
-
-    def _header(self, number: int) -> dict[str, Any]:
-        return protocol.header(self.spec.spec_hash, number, self._clock())
-
-    def _hello(self, number: int) -> Message:
-        return Hello(**self._header(number), client_id=self._client_id, spec_json=self._spec_json)
-
-    def _begin(self, number: int, episode_id: str, step_index: int = 0, resume: str | None = None) -> Message:
-        return BeginEpisode(
-            **self._header(number), episode_id=episode_id, step_index=step_index, resume_policy_version=resume
-        )
