@@ -55,8 +55,8 @@ class ContinualLearner:
         if config.use_simulated_data:
             self.simulated_replay = SequenceReplay(training.replay_capacity, *sizes)
         load_simulated = None if self.simulated_replay is None else self.simulated_replay.load
-        base, _ = load_checkpoint(folder.checkpoints, load_simulated)
         self.learner = make_learner(self.spec, learner_config, seed=0)
+        base, _ = load_checkpoint(folder.checkpoints, load_simulated)
         self.real_replay = SequenceReplay(config.real_capacity, *sizes)
         self.rng = np.random.default_rng(0)
         self.ledger: dict[str, dict[str, Any]] = {}

@@ -21,6 +21,8 @@ def make_learner(spec: PolicySpec, config: LearnerConfig, seed: int) -> ActorCri
     Raises:
         ConfigError: the algorithm does not fit the task's actions.
     """
+    if config.algorithm == "ppo":
+        raise ConfigError("ppo learns from its own rollouts only: it has no replay, and logs are nothing to it")
     if spec.num_actions is not None:
         if config.algorithm != "mpo":
             raise ConfigError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from mpo_robot.baselines.config import DDPGConfig, EPGConfig, SACConfig
+from mpo_robot.baselines.config import DDPGConfig, EPGConfig, PPOConfig, SACConfig
 from mpo_robot.categorical_config import CategoricalConfig
 from mpo_robot.networks import CriticConfig, PolicyConfig
 
@@ -89,7 +89,7 @@ class LearnerConfig:
 
     Attributes:
         algorithm: What improves the policy: `mpo`, or a baseline on the same networks and data: `sac`, `ddpg`, `epg`
-            (expected policy gradient).
+            (expected policy gradient); or `ppo`, by stable-baselines3.
         categorical: MPO for tasks with discrete actions; there `mpo` has no effect but for `temperature_update`.
         discount: Discount per control step.
         returns: Estimator of the critic's targets: `retrace`, or without importance ratios `td_lambda` and `n_step`
@@ -121,6 +121,7 @@ class LearnerConfig:
     sac: SACConfig = field(default_factory=SACConfig)
     ddpg: DDPGConfig = field(default_factory=DDPGConfig)
     epg: EPGConfig = field(default_factory=EPGConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
     categorical: CategoricalConfig = field(default_factory=CategoricalConfig)
     discount: float = 0.99
     returns: str = "retrace"
@@ -140,7 +141,7 @@ class LearnerConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        _one_of("algorithm", self.algorithm, ("mpo", "sac", "ddpg", "epg"))
+        _one_of("algorithm", self.algorithm, ("mpo", "sac", "ddpg", "epg", "ppo"))
         if self.algorithm != "mpo" and self.policy.covariance != "diagonal":
             raise ValueError(f"policy.covariance: {self.policy.covariance} is for mpo, set it to diagonal")
         if self.algorithm != "mpo" and self.critic.head == "c51":

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from mpo_robot.actor_critic import Actor
+from mpo_robot.baselines.ppo_network import PPOActor, PPONetwork
 from mpo_robot.checkpoint import list_checkpoints, load_checkpoint
 from mpo_robot.learners import make_learner
 from mpo_robot.mpo_config import LearnerConfig
@@ -46,8 +47,7 @@ def load_policy(folder: RunFolder, config: LearnerConfig) -> LoadedPolicy:
                 f". Not used: what was learnt from {learnt['real_steps']:,} real steps in {learnt_file.parent}: "
                 f"it began at training step {learnt['environment_steps']:,} and the run was trained on since"
             )
-    learner = make_learner(spec, config, seed=0)
-    learner.load_state_dict(state["learner"])
+    policy, actor = _restore_policy(spec, config, state["learner"])
     normalizer = normalizer_from_state(state["normalizer"], spec.observation_size)
     training = {
         "run": str(folder.path),
@@ -59,7 +59,18 @@ def load_policy(folder: RunFolder, config: LearnerConfig) -> LoadedPolicy:
         f"policy of {replay_file.parent} (training step {training['environment_steps']:,}, "
         f"{training['real_steps']:,} real steps){passed_over}"
     )
-    return LoadedPolicy(learner.exported_policy(), normalizer, spec, training, learner.actor(), origin)
+    return LoadedPolicy(policy, normalizer, spec, training, actor, origin)
+
+
+def _restore_policy(spec: PolicySpec, config: LearnerConfig, state: dict[str, Any]) -> tuple[nn.Module, Actor]:
+    """What is exported, and what acts."""
+    if config.algorithm == "ppo":
+        network = PPONetwork.build(spec.observation_size, spec.action_size, config.policy.hidden_sizes)
+        network.load_state_dict(state["network"])
+        return network, PPOActor(network)
+    learner = make_learner(spec, config, seed=0)
+    learner.load_state_dict(state)
+    return learner.exported_policy(), learner.actor()
 
 
 def normalizer_from_state(state: dict[str, Any] | None, size: int) -> RunningNormalizer | None:

@@ -62,3 +62,42 @@ class EPGConfig:
             raise ValueError(f"num_samples must be at least 2 (each needs others as baseline), got {self.num_samples}")
         if not self.entropy_bonus >= 0:
             raise ValueError(f"entropy_bonus must not be negative, got {self.entropy_bonus}")
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Proximal policy optimisation, by stable-baselines3; its defaults.
+
+    From the rest of the configuration PPO takes `discount`, `return_scale_bound`, `policy.hidden_sizes`,
+    `policy.init_stddev` and `critic.hidden_sizes`; nothing else of `learner` has an effect.
+
+    Attributes:
+        learning_rate: Adam's step size.
+        rollout_steps: Environment steps between two rounds of updates.
+        batch_size: Steps per update; divides `rollout_steps`.
+        epochs: Passes over each rollout.
+        gae_lambda: Lambda of the generalised advantage estimate.
+        clip_range: Bound on the change of the probability ratio.
+        entropy_bonus: Weight of the policy's entropy.
+        grad_clip_norm: Bound on the gradient norm.
+    """
+
+    learning_rate: float = 3e-4
+    rollout_steps: int = 2048
+    batch_size: int = 64
+    epochs: int = 10
+    gae_lambda: float = 0.95
+    clip_range: float = 0.2
+    entropy_bonus: float = 0.0
+    grad_clip_norm: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "rollout_steps", "batch_size", "epochs", "clip_range", "grad_clip_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.batch_size < 2 or self.rollout_steps % self.batch_size:
+            raise ValueError(
+                f"batch_size must be at least 2 and divide rollout_steps, got {self.batch_size}, {self.rollout_steps}"
+            )
+        if not 0.0 <= self.gae_lambda <= 1.0 or not self.entropy_bonus >= 0.0:
+            raise ValueError("gae_lambda must be in [0, 1] and entropy_bonus not negative")

@@ -7,6 +7,7 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import cast
 
 from tqdm import tqdm
 
@@ -67,7 +68,8 @@ def make_trainer(
     evaluation_environment = make_environment(config.nominal_environment())
     if not resume:
         folder.create(dump_yaml(config), environment.spec, config.seed)
-    trainer = Trainer(environment, evaluation_environment, config.training, config.learner, folder, config.seed)
+    kind = _trainer_of(config.learner.algorithm)
+    trainer = kind(environment, evaluation_environment, config.training, config.learner, folder, config.seed)
     if resume:
         folder.spec().require_same(environment.spec, "the run", "the environment")
         try:
@@ -79,6 +81,18 @@ def make_trainer(
             raise ConfigError(f"{error}. Changed were: {listed}") from error
         folder.record_resume(trainer.environment_steps, changes, dump_yaml(config))
     return trainer
+
+
+def _trainer_of(algorithm: str) -> type[Trainer]:
+    if algorithm != "ppo":
+        return Trainer
+    try:
+        from mpo_robot.baselines.ppo import PPOTrainer
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"learner.algorithm ppo needs {error.name}: pip install 'mpo-robot[train,baselines]'"
+        ) from error
+    return cast("type[Trainer]", PPOTrainer)  # all that is used of it here
 
 
 def run_trainer(trainer: Trainer, config: RunConfig, quiet: bool = False) -> None:

@@ -67,6 +67,7 @@ OTHER_VALUES = {
 TESTED_ELSEWHERE = {
     "learner__compile",  # test_learner_variants.py: it takes a minute and must change nothing
     "learner__categorical",  # test_categorical_learner.py
+    "learner__ppo",  # test_ppo.py
     "training__replay_bytes",  # test_byte_replay.py
 }
 # Settings under which a field acts at all.

@@ -1,0 +1,244 @@
+"""PPO by stable-baselines3 (extra `baselines`), behind the training loop's interface and files.
+
+An adapter: our environment as a Gymnasium environment, our normalisation, evaluations, metrics and checkpoints. PPO
+learns from whole rollouts and is stopped and saved between them; no pickle, unlike the package's own files.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from mpo_robot.baselines.config import PPOConfig
+from mpo_robot.baselines.gymnasium_adapter import GymnasiumAdapter
+from mpo_robot.baselines.ppo_network import PPOActor, PPONetwork
+from mpo_robot.checkpoint import load_checkpoint, save_checkpoint
+from mpo_robot.errors import ConfigError
+from mpo_robot.evaluation import Evaluation, evaluate
+from mpo_robot.metrics import EVALUATION_COLUMNS, MetricsWriter, metric_columns
+from mpo_robot.mpo_config import LearnerConfig
+from mpo_robot.normalization import ReturnScale, RunningNormalizer
+from mpo_robot.run_folder import CsvLog, RunFolder
+from mpo_robot.trainer import EVALUATION_SEED
+from mpo_robot.training_config import TrainingConfig
+from mpo_robot.types import Environment, FloatArray
+
+# Our names of what the package records under train/.
+METRICS = {
+    "loss_critic": "value_loss",
+    "loss_policy": "policy_gradient_loss",
+    "kl": "approx_kl",
+    "clip_fraction": "clip_fraction",
+    "stddev_mean": "std",
+    "explained_variance": "explained_variance",
+}
+
+
+class _StopError(Exception):
+    """Ends the package's loop between two rollouts."""
+
+
+class PPOTrainer(BaseCallback):
+    """Trains with PPO and writes what `Trainer` writes; the same arguments and methods as far as the command needs."""
+
+    def __init__(
+        self,
+        environment: Environment,
+        evaluation_environment: Environment,
+        training: TrainingConfig,
+        learner: LearnerConfig,
+        folder: RunFolder,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        spec = environment.spec
+        if spec.num_actions is not None:
+            raise ConfigError("learner.algorithm ppo needs continuous actions here, this task's are discrete")
+        self.config, self.folder = training, folder
+        self.environment, self.evaluation_environment = environment, evaluation_environment
+        self.normalizer = RunningNormalizer(spec.observation_size) if training.normalize_observations else None
+        bound = learner.return_scale_bound
+        self.return_scale = None if bound is None else ReturnScale(learner.discount, bound)
+        self.adapter = GymnasiumAdapter(environment, self.normalizer, self.return_scale)
+        self.ppo = _make_ppo(self.adapter, learner.ppo, learner, seed)
+        policy = self.ppo.policy
+        assert isinstance(policy.action_net, torch.nn.Linear)
+        self.network = PPONetwork(policy.mlp_extractor.policy_net, policy.action_net, policy.log_std)
+        self.actor = PPOActor(self.network)
+        self.stop_requested = False
+        self._wall_time_before, self._started = 0.0, time.monotonic()
+        self._last_saved = 0
+
+    @property
+    def environment_steps(self) -> int:
+        """Steps so far."""
+        return self.ppo.num_timesteps
+
+    @property
+    def wall_time_s(self) -> float:
+        """Seconds of training so far, earlier sessions included."""
+        return self._wall_time_before + time.monotonic() - self._started
+
+    def run(
+        self,
+        on_evaluation: Callable[[int, Evaluation], None] | None = None,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Train until `total_steps`, or until `stop_requested` is set and the rollout is finished; then save."""
+        resume_step = self.environment_steps or None
+        self._on_evaluation, self._on_progress = on_evaluation, on_progress
+        self._writer = MetricsWriter(
+            CsvLog(self.folder.metrics_file, metric_columns(list(METRICS)), resume_step),
+            CsvLog(self.folder.evaluations_file, EVALUATION_COLUMNS, resume_step),
+            self.folder.tensorboard,
+            resume_step,
+        )
+        self._speed_mark = (time.monotonic(), self.environment_steps)
+        remaining = self.config.total_steps - self.environment_steps
+        try:
+            if remaining > 0:
+                # log_interval None leaves the records in the logger, where the rows of metrics.csv come from.
+                self.ppo.learn(remaining, callback=self, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
+            if self.environment_steps != self._last_saved:
+                self.save(between_rollouts=False)
+        except _StopError:
+            pass
+        finally:
+            self._writer.close()
+
+    def evaluate(self) -> Evaluation:
+        """Mean actions of the current policy in the nominal environment."""
+
+        def act(observation: FloatArray) -> FloatArray:
+            return self.actor.distribution(self.normalizer(observation) if self.normalizer else observation)[0]
+
+        return evaluate(self.evaluation_environment, act, self.config.evaluation_episodes, EVALUATION_SEED)
+
+    def _on_rollout_start(self) -> None:
+        due = self.environment_steps - self._last_saved >= self.config.checkpoint_period
+        if self.environment_steps and (due or self.stop_requested):
+            self.save()
+        if self.stop_requested:
+            raise _StopError
+
+    def _on_step(self) -> bool:
+        step, total = self.environment_steps, self.config.total_steps
+        if step % self.config.log_period == 0:
+            self._write_metrics()
+            if self._on_progress is not None:
+                self._on_progress(step)
+        if step % self.config.evaluation_period == 0 or step == total:
+            result = self.evaluate()
+            self._writer.evaluation(self._counters() | result.summary())
+            if self._on_evaluation is not None:
+                self._on_evaluation(step, result)
+        return step < total
+
+    def _counters(self) -> dict[str, Any]:
+        steps = {"environment_steps": self.environment_steps, "learner_steps": self.ppo._n_updates}
+        return steps | {"wall_time_s": round(self.wall_time_s, 3)}
+
+    def _write_metrics(self) -> None:
+        now, (then, before) = time.monotonic(), self._speed_mark
+        self._speed_mark = (now, self.environment_steps)
+        row = self._counters() | {"steps_per_second": round((self.environment_steps - before) / max(now - then, 1e-9))}
+        recorded = self.ppo.logger.name_to_value
+        row |= {ours: float(recorded[f"train/{name}"]) for ours, name in METRICS.items() if f"train/{name}" in recorded}
+        if self.adapter.finished_returns:
+            row["episode_return"] = float(np.mean(self.adapter.finished_returns))
+            self.adapter.finished_returns.clear()
+        self._writer.metrics(row)
+
+    def save(self, between_rollouts: bool = True) -> None:
+        """Write a checkpoint. One in the middle of a rollout, at the end, goes on with a new episode if resumed."""
+        ppo = self.ppo
+        numpy_rng = np.random.get_state(legacy=False)
+        numpy_rng["state"]["key"] = numpy_rng["state"]["key"].tolist()
+        continues = between_rollouts and ppo._last_obs is not None
+        state = {
+            "learner": {
+                "network": self.network.state_dict(),
+                "policy": ppo.policy.state_dict(),
+                "optimizer": ppo.policy.optimizer.state_dict(),
+                "learner_steps": ppo._n_updates,
+            },
+            "normalizer": None if self.normalizer is None else self.normalizer.state_dict(),
+            "return_scale": None if self.return_scale is None else self.return_scale.state_dict(),
+            "torch_rng": torch.get_rng_state(),
+            "numpy_rng": json.dumps(numpy_rng),
+            "environment": torch.from_numpy(np.frombuffer(self.environment.get_state(), np.uint8).copy()),
+            "observation": torch.tensor(ppo._last_obs) if continues else None,
+            "episode_start": bool(ppo._last_episode_starts[0]) if continues else True,  # type: ignore[index]
+            "episode_return": self.adapter.episode_return,
+            "finished_returns": list(self.adapter.finished_returns),
+            "recorded": {name: float(value) for name, value in ppo.logger.name_to_value.items()},
+            "environment_steps": ppo.num_timesteps,
+            "wall_time_s": self.wall_time_s,
+        }
+        save_checkpoint(self.folder.checkpoints, ppo.num_timesteps, state, _no_replay)
+        self._last_saved = ppo.num_timesteps
+
+    def resume(self) -> None:
+        """Restore the newest checkpoint; exact if it was made between two rollouts."""
+        state, _ = load_checkpoint(self.folder.checkpoints)
+        ppo, learner = self.ppo, state["learner"]
+        ppo.policy.load_state_dict(learner["policy"])
+        ppo.policy.optimizer.load_state_dict(learner["optimizer"])
+        ppo._n_updates, ppo.num_timesteps = learner["learner_steps"], state["environment_steps"]
+        if self.normalizer is not None:
+            self.normalizer.load_state_dict(state["normalizer"])
+        if self.return_scale is not None:
+            self.return_scale.load_state_dict(state["return_scale"])
+        self.environment.set_state(state["environment"].numpy().tobytes())
+        if state["observation"] is not None:
+            ppo._last_obs = state["observation"].numpy()
+            ppo._last_episode_starts = np.array([state["episode_start"]])
+        self.adapter.episode_return = state["episode_return"]
+        self.adapter.finished_returns = list(state["finished_returns"])
+        self._recorded = state["recorded"]
+        self._wall_time_before, self._last_saved = state["wall_time_s"], ppo.num_timesteps
+        numpy_rng = json.loads(state["numpy_rng"])
+        numpy_rng["state"]["key"] = np.array(numpy_rng["state"]["key"], np.uint32)
+        np.random.set_state(numpy_rng)
+        torch.set_rng_state(state["torch_rng"])
+
+    def _on_training_start(self) -> None:
+        for name, value in getattr(self, "_recorded", {}).items():
+            self.ppo.logger.record(name, value)
+
+
+def _make_ppo(environment: GymnasiumAdapter, config: PPOConfig, learner: LearnerConfig, seed: int) -> PPO:
+    return PPO(
+        "MlpPolicy",
+        DummyVecEnv([lambda: environment]),  # a bare environment would be wrapped in one with a state of its own
+        learning_rate=config.learning_rate,
+        n_steps=config.rollout_steps,
+        batch_size=config.batch_size,
+        n_epochs=config.epochs,
+        gamma=learner.discount,
+        gae_lambda=config.gae_lambda,
+        clip_range=config.clip_range,
+        ent_coef=config.entropy_bonus,
+        max_grad_norm=config.grad_clip_norm,
+        policy_kwargs={
+            "net_arch": {"pi": list(learner.policy.hidden_sizes), "vf": list(learner.critic.hidden_sizes)},
+            "log_std_init": float(np.log(learner.policy.init_stddev)),
+        },
+        seed=seed,
+        device="cpu",
+    )
+
+
+def _no_replay(path: Path) -> None:
+    """A checkpoint has a replay file; PPO's is empty."""
+    with path.open("wb") as stream:
+        np.savez(stream)

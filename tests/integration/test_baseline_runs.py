@@ -1,0 +1,82 @@
+"""Every algorithm through the commands: train, stop, resume exactly, evaluate, export, inspect, report."""
+
+import csv
+import json
+
+import pytest
+
+from mpo_robot.cli.main import main
+
+CONFIG = """
+environment: {task: 'dm_control:cartpole-swingup', time_limit_s: 0.5}
+training:
+  total_steps: 120
+  warmup_steps: 30
+  updates_per_step: 0.25
+  evaluation_period: 60
+  evaluation_episodes: 1
+  log_period: 20
+  checkpoint_period: 1000
+  replay_capacity: 100
+learner:
+  batch_sequences: 4
+  sequence_length: 3
+  policy: {hidden_sizes: [8]}
+  critic: {hidden_sizes: [8]}
+  ppo: {rollout_steps: 30, batch_size: 15, epochs: 2}
+"""
+OFF_POLICY = ("sac", "ddpg", "epg")
+
+
+def rows(path):
+    with path.open() as stream:
+        return [
+            {k: v for k, v in row.items() if k not in ("wall_time_s", "steps_per_second")}
+            for row in csv.DictReader(stream)
+        ]
+
+
+def train(folder, algorithm, *settings):
+    config = folder.parent / f"{algorithm}.yaml"
+    config.write_text(CONFIG)
+    return main(
+        ["train", "--quiet", "--config", str(config), "--run", str(folder), f"learner.algorithm={algorithm}", *settings]
+    )
+
+
+@pytest.mark.parametrize("algorithm", OFF_POLICY)
+def test_a_resumed_run_equals_an_uninterrupted_one(algorithm, tmp_path):
+    assert train(tmp_path / "whole", algorithm) == 0
+    assert train(tmp_path / "parts", algorithm, "training.total_steps=60") == 0
+    assert main(["train", "--quiet", "--resume", str(tmp_path / "parts"), "training.total_steps=120"]) == 0
+    for name in ("metrics.csv", "evaluations.csv"):
+        whole = rows(tmp_path / "whole" / name)
+        assert whole == rows(tmp_path / "parts" / name)
+    assert float(rows(tmp_path / "whole" / "metrics.csv")[-1]["loss_critic"]) > 0
+
+
+@pytest.mark.parametrize("algorithm", [*OFF_POLICY, "ppo"])
+def test_the_other_commands_work_with_the_run(algorithm, tmp_path, capsys):
+    if algorithm == "ppo":
+        pytest.importorskip("stable_baselines3")
+    run, policy = tmp_path / "run", tmp_path / "policy.onnx"
+    assert train(run, algorithm) == 0
+    assert main(["export", str(run), "-o", str(policy)]) == 0
+    capsys.readouterr()
+    returns = []
+    for what in (run, policy):
+        assert main(["evaluate", str(what), "--episodes", "1", "--json"]) == 0
+        returns.append(json.loads(capsys.readouterr().out)["return_mean"])
+    assert returns[0] == pytest.approx(returns[1], rel=1e-4)
+    assert returns[0] == pytest.approx(float(rows(run / "evaluations.csv")[-1]["return_mean"]), rel=1e-4)
+    assert main(["inspect", str(policy), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["distribution"] == ("none" if algorithm == "sac" else "gaussian")
+    assert main(["inspect", str(run)]) == 0
+    assert main(["report", str(run)]) == 0
+    if algorithm == "sac":  # nothing to sample from, so no density to log
+        assert main(["serve", str(policy), "--endpoint", "tcp://127.0.0.1:0", "--stochastic"]) == 2
+        assert "--deterministic" in capsys.readouterr().err
+    if algorithm == "ppo":
+        (tmp_path / "logs").mkdir()
+        assert main(["learn", str(run), "--logs", str(tmp_path / "logs")]) == 2
+        assert "own rollouts only" in capsys.readouterr().err
