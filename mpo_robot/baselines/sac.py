@@ -1,6 +1,6 @@
 """Soft actor-critic with a learned temperature (Haarnoja et al. 2018b).
 
-The replay holds the squashed action and its density (docs/decisions/0013-baselines.md says why). As published with
+The replay holds the squashed action and its density (docs/decisions/0015-baselines.md says why). As published with
 `returns: td_zero`; the other estimators get the soft value E[Q - temperature log pi] of the next state as well.
 Axes: B sequences, L steps, S = B * (L + 1) states, A action size.
 """

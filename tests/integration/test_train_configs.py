@@ -45,6 +45,8 @@ def smoke(path: Path, run: Path) -> None:
         "learner.critic.hidden_sizes": "[32]",
         "learner.batch_sequences": 4,
         "learner.sequence_length": 4,
+        "learner.ppo.rollout_steps": 50,
+        "learner.ppo.batch_size": 25,
     }
     settings = [f"{key}={value}" for key, value in overrides.items()]
     assert main(["train", "--config", str(path), "--run", str(run), "--quiet", *settings]) == 0
