@@ -79,13 +79,17 @@ class ReturnScale:
     def update(self, reward: float, ended: bool) -> None:
         """Add one step's reward; `ended` is True on the last step of an episode."""
         self.running = self.discount * self.running + reward
-        self.count += 1.0
-        delta = self.running - self.mean
-        self.mean += delta / self.count
-        self.squares += delta * (self.running - self.mean)
-        self.largest = max(self.largest, abs(self.running))
+        self.add(self.running)
         if ended:
             self.running = 0.0
+
+    def add(self, discounted_return: float) -> None:
+        """Add one G_t. For steps of several environments, whose sums are tracked elsewhere, in place of `update`."""
+        self.count += 1.0
+        delta = discounted_return - self.mean
+        self.mean += delta / self.count
+        self.squares += delta * (discounted_return - self.mean)
+        self.largest = max(self.largest, abs(discounted_return))
 
     @property
     def scale(self) -> float:

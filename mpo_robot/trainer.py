@@ -1,24 +1,23 @@
 """The synchronous training loop: act, store, learn, evaluate, log, checkpoint; exact to resume.
 
-One process, one environment, one learner: at one update per step the environment costs a few percent of the update,
-so a second process would gain nothing (docs/math.md, "Speed").
+One process, one learner, and one environment or several (`collection`): at one update per step the environment costs
+a few percent of the update, so a second process would gain nothing (docs/math.md, "Speed").
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 
-from mpo_robot.acting import SampledAction, uniform_action
 from mpo_robot.byte_replay import ByteReplay
 from mpo_robot.checkpoint import load_checkpoint, rng_from_json, rng_to_json, save_checkpoint
+from mpo_robot.collection import Shared, make_collector
 from mpo_robot.errors import ConfigError
 from mpo_robot.evaluation import Evaluation, evaluate
-from mpo_robot.exploration import ColoredNoise
 from mpo_robot.learners import make_learner
 from mpo_robot.metrics import EVALUATION_COLUMNS, MetricsWriter, metric_columns
 from mpo_robot.mpo_config import LearnerConfig
@@ -27,7 +26,7 @@ from mpo_robot.replay import SequenceReplay
 from mpo_robot.run_folder import CsvLog, RunFolder
 from mpo_robot.sampling import normalize
 from mpo_robot.training_config import TrainingConfig
-from mpo_robot.types import Environment, FloatArray
+from mpo_robot.types import Environment, EnvironmentVector, FloatArray
 
 EVALUATION_SEED = 1_000_003  # far from training seeds; evaluations of all steps and runs use the same start states
 
@@ -36,7 +35,7 @@ class Trainer:
     """Owns everything that changes during a training; `state_dict` plus the replay file is all of it.
 
     Args:
-        environment: Collects experience (randomised, if configured).
+        environment: Collects experience (randomised, if configured); as many together as `training.environments` says.
         evaluation_environment: Nominal environment of the same spec.
         training: Loop settings.
         learner: Learner settings.
@@ -46,7 +45,7 @@ class Trainer:
 
     def __init__(
         self,
-        environment: Environment,
+        environment: Environment | EnvironmentVector,
         evaluation_environment: Environment,
         training: TrainingConfig,
         learner: LearnerConfig,
@@ -66,14 +65,12 @@ class Trainer:
         bound = learner.return_scale_bound
         self.return_scale = None if bound is None else ReturnScale(learner.discount, bound)
         self.actor = self.learner.actor()
-        self.noise = ColoredNoise(spec.action_size, training.noise_color)
         self.rng = np.random.default_rng(seed)
+        shared = Shared(self.actor, self.replay, self.normalizer, self.return_scale, self.rng)
+        self.collector = make_collector(environment, shared, training)
         self.environment_steps = 0
         self.update_debt = 0.0  # updates owed; a fraction when updates_per_step is not whole
-        self.episode_return = 0.0
-        self.finished_returns: list[float] = []  # since the last row of metrics.csv
         self.latest_metrics: dict[str, float] = {}  # of the newest measured update
-        self.observation: FloatArray | None = None
         self.stop_requested = False
         self._wall_time_before = 0.0  # of earlier sessions of a resumed run
         self._started = time.monotonic()
@@ -90,6 +87,9 @@ class Trainer:
     ) -> None:
         """Train until `total_steps` or until `stop_requested` is set (by a signal handler), then save.
 
+        What is due every so many steps comes when that many are reached: with several environments, up to
+        `environments` - 1 steps late, and the training then ends so much late too.
+
         Args:
             on_evaluation: Called with the environment steps and the result of each evaluation.
             on_progress: Called with the environment steps after each `log_period`.
@@ -98,15 +98,15 @@ class Trainer:
         metrics_log = CsvLog(self.folder.metrics_file, metric_columns(self.learner.metric_names), resume_step)
         evaluations_log = CsvLog(self.folder.evaluations_file, EVALUATION_COLUMNS, resume_step)
         writer = MetricsWriter(metrics_log, evaluations_log, self.folder.tensorboard, resume_step)
-        if self.observation is None:
-            self._start_episode(self.seed)
+        if not self.collector.started:
+            self.collector.start(self.seed)
         last_saved, last_saved_at = self.environment_steps, time.monotonic()
         speed_mark = (time.monotonic(), self.environment_steps)
         try:
             while self.environment_steps < self.config.total_steps and not self.stop_requested:
                 self._collect_step()
                 self._learn()
-                if self.environment_steps % self.config.log_period == 0:
+                if self._reached_multiple(self.config.log_period):
                     now = time.monotonic()
                     speed = (self.environment_steps - speed_mark[1]) / max(now - speed_mark[0], 1e-9)
                     speed_mark = (now, self.environment_steps)
@@ -126,16 +126,20 @@ class Trainer:
         finally:
             writer.close()
 
+    def _reached_multiple(self, period: int) -> bool:
+        """Whether the newest step of the environments reached or passed a multiple of `period`."""
+        return self.environment_steps % period < self.config.environments
+
     def _evaluation_is_due(self) -> bool:
         """By steps; at the end of the training, so that the policy it leaves is known."""
-        steps = self.environment_steps
-        return steps % self.config.evaluation_period == 0 or steps == self.config.total_steps
+        at_end = self.environment_steps >= self.config.total_steps
+        return at_end or self._reached_multiple(self.config.evaluation_period)
 
     def _checkpoint_is_due(self, last_saved_at: float) -> bool:
         """By steps; at the end of the warm-up, so that an early crash is not a run from the start; or by time."""
         return (
-            self.environment_steps % self.config.checkpoint_period == 0
-            or self.environment_steps == self.config.warmup_steps
+            self._reached_multiple(self.config.checkpoint_period)
+            or 0 <= self.environment_steps - self.config.warmup_steps < self.config.environments
             or time.monotonic() - last_saved_at >= 60.0 * self.config.checkpoint_minutes
         )
 
@@ -147,60 +151,36 @@ class Trainer:
 
     def act_mean(self, observation: FloatArray) -> FloatArray:
         """The policy's mean action [A] for a raw observation [O]."""
-        return self.actor.distribution(self._normalized(observation))[0]
-
-    def _normalized(self, observation: FloatArray) -> FloatArray:
-        return observation if self.normalizer is None else self.normalizer(observation)
-
-    def _start_episode(self, seed: int | None) -> None:
-        self.observation, _ = self.environment.reset(seed=seed)
-        self.episode_return = 0.0
-        self.noise.start_episode()
-        if self.normalizer is not None:
-            self.normalizer.update(self.observation)
-
-    def _choose_action(self) -> SampledAction:
-        if self.environment_steps < self.config.warmup_steps:
-            return uniform_action(self.replay.action_size, self.rng, self.environment.spec.num_actions)
-        assert self.observation is not None
-        return self.actor.sample(self._normalized(self.observation), self.noise.sample(self.rng))
+        seen = observation if self.normalizer is None else self.normalizer(observation)
+        return self.actor.distribution(seen)[0]
 
     def _collect_step(self) -> None:
-        assert self.observation is not None
-        action, log_prob = self._choose_action()
-        result = self.environment.step(action)
-        ended = result.terminated or result.truncated
-        self.replay.add(self.observation, action, log_prob, result.reward, result.terminated)
-        self.environment_steps += 1
-        self.episode_return += result.reward
-        if self.return_scale is not None:
-            self.return_scale.update(result.reward, ended)
-        if ended:
-            self.replay.end_episode(result.observation, result.terminated)
-            self.finished_returns.append(self.episode_return)
-            self._start_episode(None)
-        else:
-            self.observation = result.observation
-            if self.normalizer is not None:
-                self.normalizer.update(result.observation)
+        self.collector.step(uniform=self.environment_steps < self.config.warmup_steps)
+        self.environment_steps += self.config.environments
 
     def _learn(self) -> None:
         config = self.learner.config
         if self.environment_steps < self.config.warmup_steps or not self.replay.can_sample(config.sequence_length):
             return
-        self.update_debt += self.config.updates_per_step
+        updates_per_turn = self.config.environments * self.config.updates_per_step
+        self.update_debt += updates_per_turn
         updates = int(self.update_debt)
         self.update_debt -= updates
         scale = 1.0 if self.return_scale is None else self.return_scale.scale
         # Metrics are costly: measure only the update that is newest when the next row is written.
-        steps_to_row = -self.environment_steps % self.config.log_period
-        is_newest_at_row = self.update_debt + steps_to_row * self.config.updates_per_step < 1.0
+        is_newest_at_row = self.update_debt + self._turns_to_row() * updates_per_turn < 1.0
         for index in range(updates):
             batch = self.replay.sample(self.rng, config.batch_sequences, config.sequence_length)
             want_metrics = is_newest_at_row and index == updates - 1
             metrics = self.learner.update(normalize(batch, self.normalizer), scale, want_metrics)
             if metrics is not None:
                 self.latest_metrics = metrics._asdict()
+
+    def _turns_to_row(self) -> int:
+        """Further steps of the environments until a row of metrics.csv is due."""
+        if self._reached_multiple(self.config.log_period):
+            return 0
+        return math.ceil((-self.environment_steps % self.config.log_period) / self.config.environments)
 
     def _counters(self) -> dict[str, Any]:
         return {
@@ -212,9 +192,9 @@ class Trainer:
     def _log_metrics(self, writer: MetricsWriter, steps_per_second: float) -> None:
         row: dict[str, Any] = self._counters() | self.latest_metrics
         row["steps_per_second"] = round(steps_per_second, 1)
-        if self.finished_returns:
-            row["episode_return"] = float(np.mean(self.finished_returns))
-            self.finished_returns.clear()
+        if self.collector.finished_returns:
+            row["episode_return"] = float(np.mean(self.collector.finished_returns))
+            self.collector.finished_returns.clear()
         writer.metrics(row)
 
     def save(self) -> None:
@@ -240,15 +220,11 @@ class Trainer:
             "normalizer": None if self.normalizer is None else self.normalizer.state_dict(),
             "return_scale": None if self.return_scale is None else self.return_scale.state_dict(),
             "rng": rng_to_json(self.rng),
-            "noise": self.noise.state_dict(),
-            "environment": torch.from_numpy(np.frombuffer(self.environment.get_state(), np.uint8).copy()),
-            "observation": torch.tensor(np.asarray(self.observation)),
             "environment_steps": self.environment_steps,
             "update_debt": self.update_debt,
-            "episode_return": self.episode_return,
-            "finished_returns": list(self.finished_returns),
             "latest_metrics": dict(self.latest_metrics),
             "wall_time_s": self.wall_time_s,
+            **self.collector.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -265,14 +241,10 @@ class Trainer:
             self.normalizer.load_state_dict(state["normalizer"])
         if self.return_scale is not None:
             self.return_scale.load_state_dict(state["return_scale"])
-        self.rng = rng_from_json(state["rng"])
-        self.noise.load_state_dict(state.get("noise", {"noise": []}))  # checkpoints of version 0.1 have none
-        self.environment.set_state(state["environment"].numpy().tobytes())
-        self.observation = state["observation"].numpy()
+        self.rng.bit_generator.state = rng_from_json(state["rng"]).bit_generator.state  # the collector has it too
+        self.collector.load_state_dict(state)
         self.environment_steps = int(state["environment_steps"])
         self.update_debt = float(state["update_debt"])
-        self.episode_return = float(state["episode_return"])
-        self.finished_returns = list(state["finished_returns"])
         self.latest_metrics = dict(state["latest_metrics"])
         self._wall_time_before = float(state["wall_time_s"])
         self._started = time.monotonic()

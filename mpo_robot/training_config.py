@@ -13,6 +13,9 @@ class TrainingConfig:
         total_steps: Environment steps of the whole training.
         warmup_steps: Steps with uniform actions before the first update.
         updates_per_step: Learner updates per environment step; may be below 1.
+        environments: Environments that are stepped together. Every one's step counts as an environment step, and what
+            is due in the middle of such a group of steps comes at its end.
+        environment_threads: Threads that share the stepping of `environments`; more than 1 pays for heavy models only.
         noise_color: Exponent of the exploration noise's power spectrum: 0 white, 1 pink (correlated over the episode).
         replay_capacity: Rows of the replay ring.
         replay_bytes: Store observations as bytes, for tasks where they are whole numbers from 0 to 255 (Atari): 28 kB
@@ -30,6 +33,8 @@ class TrainingConfig:
     total_steps: int = 300_000
     warmup_steps: int = 2_000
     updates_per_step: float = 0.5
+    environments: int = 1
+    environment_threads: int = 1
     noise_color: float = 0.0
     replay_capacity: int = 1_000_000
     replay_bytes: bool = False
@@ -45,6 +50,8 @@ class TrainingConfig:
         for name in (
             "total_steps",
             "warmup_steps",
+            "environments",
+            "environment_threads",
             "evaluation_period",
             "evaluation_episodes",
             "log_period",

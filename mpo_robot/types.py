@@ -1,6 +1,6 @@
 """The environment contract that learner, evaluation and simulators share. No torch, no simulator.
 
-Shapes: O observation size, A action size.
+Shapes: E environments, O observation size, A action size.
 """
 
 from __future__ import annotations
@@ -66,4 +66,58 @@ class Environment(Protocol):
 
     def close(self) -> None:
         """Release the simulator. May be called twice."""
+        ...
+
+
+class VectorStep(NamedTuple):
+    """What one step of several environments returns.
+
+    Attributes:
+        observation: float32 [E, O] after the step; where an episode ended, its final observation.
+        reward: float64 [E].
+        terminated: bool [E], the task ended.
+        truncated: bool [E], the episode was cut.
+        info: Extra data of each environment, E dictionaries.
+    """
+
+    observation: FloatArray
+    reward: npt.NDArray[np.float64]
+    terminated: npt.NDArray[np.bool_]
+    truncated: npt.NDArray[np.bool_]
+    info: tuple[dict[str, Any], ...]
+
+    @property
+    def ended(self) -> npt.NDArray[np.bool_]:
+        """bool [E], environments to be reset before the next step."""
+        return self.terminated | self.truncated
+
+
+class EnvironmentVector(Protocol):
+    """Several environments of one task, stepped together (`sim.vector.VectorEnvironment`). Nothing resets by itself."""
+
+    @property
+    def spec(self) -> PolicySpec:
+        """Interface of a policy for the task; the same for all."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def reset_at(self, index: int, seed: int | None = None) -> tuple[FloatArray, dict[str, Any]]:
+        """Start an episode in one environment; its first observation [O] and info. A seed is varied by the index."""
+        ...
+
+    def step(self, actions: npt.ArrayLike) -> VectorStep:
+        """Apply actions [E, A] for one control period each."""
+        ...
+
+    def get_state(self) -> bytes:
+        """Everything needed to continue all environments exactly."""
+        ...
+
+    def set_state(self, state: bytes) -> None:
+        """Continue from `get_state` of as many environments of the same configuration."""
+        ...
+
+    def close(self) -> None:
+        """Release the simulators. May be called twice."""
         ...

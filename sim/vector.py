@@ -9,40 +9,17 @@ import itertools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mpo_robot.errors import MpoRobotError
 from mpo_robot.specs import PolicySpec
-from mpo_robot.types import FloatArray, StepResult
+from mpo_robot.types import FloatArray, StepResult, VectorStep
 from sim.config import EnvironmentConfig
 from sim.make import make_environment
 from sim.state import pack, unpack
-
-
-class VectorStep(NamedTuple):
-    """What one step of all environments returns.
-
-    Attributes:
-        observation: float32 [E, O] after the step; where an episode ended, its final observation.
-        reward: float64 [E].
-        terminated: bool [E], the task ended.
-        truncated: bool [E], the episode was cut.
-        info: Extra data of each environment, E dictionaries.
-    """
-
-    observation: FloatArray
-    reward: npt.NDArray[np.float64]
-    terminated: npt.NDArray[np.bool_]
-    truncated: npt.NDArray[np.bool_]
-    info: tuple[dict[str, Any], ...]
-
-    @property
-    def ended(self) -> npt.NDArray[np.bool_]:
-        """bool [E], environments to be reset before the next step."""
-        return self.terminated | self.truncated
 
 
 class VectorEnvironment:

@@ -19,7 +19,9 @@ from mpo_robot.errors import ConfigError
 from mpo_robot.evaluation import Evaluation
 from mpo_robot.run_folder import RunFolder
 from mpo_robot.trainer import Trainer
+from mpo_robot.types import Environment, EnvironmentVector
 from sim.make import make_environment
+from sim.vector import VectorEnvironment
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +66,7 @@ def make_trainer(
     """
     changes = {} if earlier is None else differences(earlier, config)
     configure_compute(config.training.threads)
-    environment = make_environment(config.environment)
+    environment = _collecting_environment(config)
     evaluation_environment = make_environment(config.nominal_environment())
     if not resume:
         folder.create(dump_yaml(config), environment.spec, config.seed)
@@ -81,6 +83,15 @@ def make_trainer(
             raise ConfigError(f"{error}. Changed were: {listed}") from error
         folder.record_resume(trainer.environment_steps, changes, dump_yaml(config))
     return trainer
+
+
+def _collecting_environment(config: RunConfig) -> Environment | EnvironmentVector:
+    count, threads = config.training.environments, config.training.environment_threads
+    if count == 1:
+        return make_environment(config.environment)
+    if config.learner.algorithm == "ppo":
+        raise ConfigError(f"learner.algorithm ppo collects from one environment here: training.environments is {count}")
+    return VectorEnvironment(config.environment, count, threads)
 
 
 def _trainer_of(algorithm: str) -> type[Trainer]:

@@ -51,6 +51,11 @@ class DiscreteEnvironment:
         """The game behind this environment."""
         return self._game
 
+    @property
+    def ended(self) -> bool:
+        """Whether no episode is under way: `reset` comes next."""
+        return self._ended
+
     def reset(self, seed: int | None = None) -> tuple[FloatArray, dict[str, Any]]:
         """Start an episode; its first observation [O] and info. A seed makes everything after it repeat."""
         if seed is not None:

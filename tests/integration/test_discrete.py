@@ -54,11 +54,12 @@ def without_times(text):
     ("settings", "stop_at"),
     [
         (CART_POLE, 97),
+        (CART_POLE | {"training": CART_POLE["training"] | {"environments": 3}}, 99),
         pytest.param(
             ATARI, 23, marks=pytest.mark.skipif(importlib.util.find_spec("ale_py") is None, reason="needs ale_py")
         ),
     ],
-    ids=["CartPole", "Pong"],
+    ids=["CartPole", "CartPole, three", "Pong"],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, settings, stop_at):
     whole = start(tmp_path / "whole", settings)

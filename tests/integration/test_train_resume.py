@@ -53,11 +53,22 @@ def start(folder, overrides=()):
     return make_trainer(config, RunFolder(folder))
 
 
-@pytest.mark.parametrize("stop_at", [97, 151, 200])
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, stop_at):
-    whole = start(tmp_path / "whole")
+@pytest.mark.parametrize(
+    ("stop_at", "overrides"),
+    [
+        (97, []),
+        (151, []),
+        (200, []),
+        # Pieces of 8 steps and pink noise: some of everything that an environment has of its own is under way.
+        (99, ["training.environments=3", "training.noise_color=1.0"]),
+        (152, ["training.environments=4", "training.environment_threads=2"]),
+    ],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch, stop_at, overrides):
+    monkeypatch.setattr("mpo_robot.collection.PIECE_STEPS", 8)
+    whole = start(tmp_path / "whole", overrides)
     whole.run()
-    first = start(tmp_path / "parts")
+    first = start(tmp_path / "parts", overrides)
     collect = first._collect_step
 
     def stop_there():
@@ -66,8 +77,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, stop_at):
 
     first._collect_step = stop_there
     first.run()
-    second = make_trainer(load_run_config(SMALL), RunFolder(tmp_path / "parts"), resume=True)
+    second = make_trainer(load_run_config(SMALL, overrides), RunFolder(tmp_path / "parts"), resume=True)
     assert second.environment_steps == stop_at
+    assert second.learner.learner_steps > 0
     second.run()
     for name in ("metrics.csv", "evaluations.csv"):
         assert rows(tmp_path / "whole" / name) == rows(tmp_path / "parts" / name)
@@ -119,6 +131,7 @@ def test_a_resume_with_settings_that_do_not_fit_the_checkpoint_says_which(tmp_pa
         ("learner.return_scale_bound=null", "one has a return scale, the other has none"),
         ("training.normalize_observations=false", "one has a normalizer, the other has none"),
         ("training.replay_capacity=100", "training.replay_capacity from 150 to 100"),
+        ("training.environments=2", "saved with training.environments 1, and here are 2"),
     ):
         assert main(["train", "--resume", str(run), "--quiet", override]) == 2
         assert text in capsys.readouterr().err

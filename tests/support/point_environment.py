@@ -32,6 +32,10 @@ class PointEnvironment:
     def spec(self) -> PolicySpec:
         return SPEC
 
+    @property
+    def ended(self) -> bool:
+        return self.time >= self.length
+
     def _observation(self) -> FloatArray:
         return np.append(self.position, 0.1 * self.time).astype(np.float32)
 

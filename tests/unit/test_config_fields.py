@@ -16,6 +16,7 @@ from mpo_robot.mpo_config import LearnerConfig, MPOConfig
 from mpo_robot.networks import CriticConfig, PolicyConfig
 from mpo_robot.run_folder import RunFolder
 from mpo_robot.training_config import TrainingConfig
+from sim import vector
 from sim.config import EnvironmentConfig
 from tests.support.learning import CONFIG, change
 from tests.support.point_environment import PointEnvironment
@@ -69,6 +70,7 @@ TESTED_ELSEWHERE = {
     "learner__categorical",  # test_categorical_learner.py
     "learner__ppo",  # test_ppo.py
     "training__replay_bytes",  # test_byte_replay.py
+    "training__environment_threads",  # test_collection.py: it must change nothing
 }
 # Settings under which a field acts at all.
 NEEDS = {
@@ -135,7 +137,8 @@ class RecordingWriter:
 @pytest.fixture
 def outcome(tmp_path, monkeypatch):
     """A function from a configuration to everything its training leaves behind."""
-    monkeypatch.setattr(train, "make_environment", lambda config: PointEnvironment())
+    for module in (train, vector):
+        monkeypatch.setattr(module, "make_environment", lambda config: PointEnvironment())
     monkeypatch.setattr("mpo_robot.trainer.MetricsWriter", RecordingWriter)
     monkeypatch.setattr("mpo_robot.run_folder.run_record", lambda seed: {})
 
