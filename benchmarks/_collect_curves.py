@@ -26,6 +26,8 @@ BARS = {  # return to reach, and the environment steps allowed
     "dm_control:walker-walk": (900, 300_000),
     "dm_control:cheetah-run": (500, 300_000),
     "gymnasium:HalfCheetah-v4": (6_000, 300_000),
+    "gymnasium:CartPole-v1": (500, 30_000),
+    "gymnasium:Acrobot-v1": (-100, 60_000),
 }
 
 
