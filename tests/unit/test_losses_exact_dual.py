@@ -92,9 +92,9 @@ def test_objectives_are_solved_side_by_side():
     epsilons = torch.tensor([0.1, 0.001, 1.0], dtype=torch.float64)
     together = exact_temperature(q_values, epsilons, uniform(9))
     alone = [exact_temperature(q_values[k], epsilons[k].item(), uniform(9)) for k in range(3)]
-    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-9, atol=0.0)
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-8, atol=0.0)
     shared = exact_temperature(q_values, 0.1, uniform(9))
-    torch.testing.assert_close(shared[1:2], exact_temperature(q_values[1], 0.1, uniform(9)), rtol=1e-9, atol=0.0)
+    torch.testing.assert_close(shared[1:2], exact_temperature(q_values[1], 0.1, uniform(9)), rtol=1e-8, atol=0.0)
 
 
 def test_no_minimum_gives_the_floor():
@@ -127,7 +127,7 @@ def test_impossible_actions_do_not_count():
     q_values = torch.tensor([[0.0], [1.0], [1e6]], dtype=torch.float64)
     log_prior = torch.tensor([[0.5], [0.5], [0.0]], dtype=torch.float64).log()
     got = exact_temperature(q_values, 0.1, uniform(1), log_prior)
-    torch.testing.assert_close(got, exact_temperature(q_values[:2], 0.1, uniform(1)), rtol=1e-9, atol=0.0)
+    torch.testing.assert_close(got, exact_temperature(q_values[:2], 0.1, uniform(1)), rtol=1e-8, atol=0.0)
 
 
 @pytest.mark.parametrize("epsilon", [1e-6, 1e-3, 0.1, 2.0])
