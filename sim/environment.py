@@ -46,6 +46,7 @@ class SimEnvironment:
         self._randomizer: Randomizer | None = None
         if randomization.terms or stepwise:
             self._randomizer = Randomizer(backend, self._fields, randomization, config.startup_seed, stepwise)
+        self._timed = self._randomizer if self._randomizer is not None and self._randomizer.has_timed_terms else None
         self._periods = 0
         self._ended = True
         self._last_observation = np.zeros(self._spec.observation_size, np.float32)
@@ -158,15 +159,15 @@ class SimEnvironment:
             raise RuntimeError("the episode has ended (or none was started): call reset first")
         if math.isnan(command.dot(command)):
             raise ValueError(f"the action holds NaN: command {command}")
-        randomizer = self._randomizer
-        if randomizer is not None:
-            randomizer.before_period()
+        timed = self._timed
+        if timed is not None:
+            timed.before_period()
         result = self.finish_period(self._backend.step(command))
         for _ in self._further_periods:
             if self._ended:
                 break
-            if randomizer is not None:
-                randomizer.before_period()
+            if timed is not None:
+                timed.before_period()
             earlier = result.reward
             result = self.finish_period(self._backend.step(command))
             result = result._replace(reward=earlier + result.reward)

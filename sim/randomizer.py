@@ -70,6 +70,9 @@ class Randomizer:
         self._captures = "observation_delay" in parameters
         backend.wants_observation = not self._captures
         self.sensing.may_drop = "dropped_observations" in parameters
+        if not (self._timed or self.uses_engine or self.sensing.may_drop):
+            # Nothing depends on the time: the shortest way at every step.
+            self.after_period = self.sensing.disturb
         self.actuation.capture_all = stepwise
         startup = np.random.default_rng([startup_seed, 1])
         for term in self._terms:
@@ -139,10 +142,13 @@ class Randomizer:
         self.actuation.start()
         return self.sensing.start(observation)
 
+    @property
+    def has_timed_terms(self) -> bool:
+        """Whether `before_period` has anything to do."""
+        return bool(self._timed)
+
     def before_period(self) -> None:
         """Do what mode `interval` asks for at this moment."""
-        if not self._timed:
-            return
         now, model_changed, state_changed, fired = self.actuation.now, False, False, False
         for term in self._timed:
             if now < term.next_step:
