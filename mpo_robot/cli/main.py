@@ -25,7 +25,7 @@ COMMANDS = {
     "learn": "continue learning from a run and episode logs, publish new policy versions",
     "inspect": "print what is inside a policy, a log or a run folder",
     "report": "write one self-contained HTML page about a run",
-    "bench": "run the benchmarks and store their results",
+    "bench": "run the benchmarks and store their results, or train algorithms and compare them",
 }
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
+
+from mpo_robot.losses.parametric import advantage_weights
 
 
 class PolicyLoss(NamedTuple):
@@ -87,9 +88,6 @@ def expected_policy_gradient(q_values: Tensor, log_prob: Tensor, state_weights: 
     Raises:
         ValueError: fewer than 2 actions per state.
     """
-    if len(q_values) < 2:
-        raise ValueError(f"need at least 2 actions per state, got {len(q_values)}")
-    values = q_values.detach()
-    advantages = (values - values.mean(dim=0)) / (len(values) - 1)  # (Q - mean of the others) / N
+    advantages = advantage_weights(q_values)
     loss = -((advantages * log_prob).sum(dim=0) @ state_weights)
-    return PolicyLoss(loss, torch.mean(values, dim=0) @ state_weights)
+    return PolicyLoss(loss, q_values.detach().mean(dim=0) @ state_weights)
