@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import os
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from mpo_robot.cli.compare_table import Runs, write_comparison
-from mpo_robot.cli.settings import RunConfig, load_run_config
-from mpo_robot.config import differences
+from mpo_robot.cli.trainings import Training, parse_seeds, plan_training, run_trainings
 from mpo_robot.errors import ConfigError
 from mpo_robot.run_folder import RunFolder
 
@@ -28,15 +22,7 @@ class Plan(NamedTuple):
     algorithm: str
     task: str
     seed: int
-    config_file: Path
-    overrides: tuple[str, ...]
-    config: RunConfig
-    folder: RunFolder
-
-    @property
-    def log_file(self) -> Path:
-        """What the training printed."""
-        return self.folder.path.with_suffix(".log")
+    training: Training
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,14 +49,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Execute the command: train what is missing, then write and print the comparison."""
     plans = make_plans(args, overrides)
-    missing = [plan for plan in plans if not is_finished(plan)]
+    missing = [plan.training for plan in plans if not plan.training.is_finished]
     print(f"{len(plans)} trainings in {args.dir}, {len(plans) - len(missing)} finished already", flush=True)
-    failed = train_all(missing, args.jobs)
-    for plan in failed:
-        print(f"failed: {plan.folder.path}, see {plan.log_file}", file=sys.stderr)
-    runs = Runs.collect([(plan.algorithm, plan.task, plan.seed, plan.folder) for plan in plans if is_finished(plan)])
+    outcome = run_trainings(missing, args.jobs)
+    if outcome.interrupted:
+        raise KeyboardInterrupt
+    for training in outcome.failed:
+        print(f"failed: {training.folder.path}, see {training.log_file}", file=sys.stderr)
+    finished = [plan for plan in plans if plan.training.is_finished]
+    runs = Runs.collect([(plan.algorithm, plan.task, plan.seed, plan.training.folder) for plan in finished])
     print(write_comparison(args.dir, runs, args.steps, args.score_range))
-    return 1 if failed else 0
+    return 1 if outcome.failed else 0
 
 
 def make_plans(args: argparse.Namespace, overrides: Sequence[str]) -> list[Plan]:
@@ -83,12 +72,9 @@ def make_plans(args: argparse.Namespace, overrides: Sequence[str]) -> list[Plan]
         raise ConfigError("bench compare needs --tasks, such as --tasks dm_control:cartpole-swingup")
     if args.jobs < 1 or args.steps < 1:
         raise ConfigError("--jobs and --steps must be at least 1")
-    try:
-        seeds = [int(text) for text in args.seeds.split(",")]
-    except ValueError as error:
-        raise ConfigError(f"--seeds must be whole numbers with commas between, got {args.seeds!r}") from error
+    seeds = parse_seeds(args.seeds)
     tasks, algorithms = args.tasks.split(","), [_algorithm(name) for name in args.algorithms.split(",")]
-    for what, items in (("--seeds", seeds), ("--tasks", tasks), ("--algorithms", [name for name, _ in algorithms])):
+    for what, items in (("--tasks", tasks), ("--algorithms", [name for name, _ in algorithms])):
         if len(set(items)) < len(items):
             raise ConfigError(f"{what} names something twice: {items}")
     return [
@@ -112,70 +98,11 @@ def _algorithm(name: str) -> tuple[str, Path]:
 def _plan(directory: Path, name: str, file: Path, task: str, seed: int, steps: int, overrides: Sequence[str]) -> Plan:
     folder = RunFolder(directory / name / task.replace(":", "_") / f"seed{seed}")
     settings = (*overrides, f"environment.task={task}", f"seed={seed}", f"training.total_steps={steps}")
-    settings = (*settings, "training.threads=1")
-    config = load_run_config(file, settings)
-    if steps % config.training.evaluation_period:
+    training = plan_training(file, settings, folder)
+    period = training.config.training.evaluation_period
+    if steps % period:
         raise ConfigError(
-            f"--steps {steps} must be a multiple of training.evaluation_period {config.training.evaluation_period}, "
+            f"--steps {steps} must be a multiple of training.evaluation_period {period}, "
             "so that the last evaluation is of the final policy"
         )
-    if folder.config_file.exists():
-        changed = differences(load_run_config(folder.config_file), config)
-        changed.pop("training.total_steps", None)  # a longer or shorter comparison of the same runs
-        if changed:
-            text = "; ".join(f"{key}: {before} there, {after} here" for key, (before, after) in changed.items())
-            raise ConfigError(f"{folder.path} holds a run of other settings ({text}): give another --dir")
-    return Plan(name, task, seed, file, settings, config, folder)
-
-
-def is_finished(plan: Plan) -> bool:
-    """Whether the run holds the evaluation at the last step."""
-    if not plan.folder.evaluations_file.exists():
-        return False
-    with plan.folder.evaluations_file.open(newline="") as stream:
-        steps = [int(row["environment_steps"]) for row in csv.DictReader(stream)]
-    return plan.config.training.total_steps in steps
-
-
-def train_all(plans: Sequence[Plan], jobs: int) -> list[Plan]:
-    """Train in separate processes, at most `jobs` at a time; returns those that failed.
-
-    An exception, Ctrl-C among them, lets the running ones save and stop.
-    """
-    waiting = list(plans)
-    running: list[tuple[Plan, subprocess.Popen[bytes]]] = []
-    failed: list[Plan] = []
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                plan = waiting.pop(0)
-                print(f"training {plan.folder.path}", flush=True)
-                running.append((plan, _start(plan)))
-            time.sleep(0.2)
-            ended = [item for item in running if item[1].poll() is not None]
-            running = [item for item in running if item not in ended]
-            failed += [plan for plan, process in ended if process.returncode or not is_finished(plan)]
-    finally:
-        for _, process in running:
-            process.send_signal(signal.SIGTERM)
-        for _, process in running:
-            process.wait()
-    return failed
-
-
-def _start(plan: Plan) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "mpo_robot.cli.main", "train", "--quiet"]
-    if plan.folder.config_file.exists() and any(plan.folder.checkpoints.glob("step_*")):
-        command += ["--resume", str(plan.folder.path), f"training.total_steps={plan.config.training.total_steps}"]
-    else:
-        plan.folder.config_file.unlink(missing_ok=True)  # it was stopped before its first checkpoint: start again
-        plan.folder.evaluations_file.unlink(missing_ok=True)
-        plan.folder.metrics_file.unlink(missing_ok=True)
-        command += ["--config", str(plan.config_file), "--run", str(plan.folder.path), *plan.overrides]
-    plan.log_file.parent.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    with plan.log_file.open("ab") as stream:
-        # A group of its own: Ctrl-C reaches the trainings once, from `train_all`.
-        return subprocess.Popen(
-            command, stdout=stream, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-        )
+    return Plan(name, task, seed, training)

@@ -11,6 +11,7 @@ from typing import cast
 
 from tqdm import tqdm
 
+from mpo_robot.cli import train_seeds
 from mpo_robot.cli.settings import RunConfig, load_run_config
 from mpo_robot.cli.settings_list import add_settings_option
 from mpo_robot.compute import configure_compute
@@ -30,12 +31,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, help="YAML file, see configs/train/")
     parser.add_argument("--run", type=Path, help="run folder to create (default: runs/<config name>-seed<seed>)")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="continue this run from its newest checkpoint")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--seeds", metavar="K,K", help="one run per seed, side by side; give it again to go on")
+    parser.add_argument("--jobs", type=int, help="runs at a time with --seeds (default: one per core)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar; with --seeds, no evaluations")
     add_settings_option(parser, lambda: {"": RunConfig})
 
 
 def run(args: argparse.Namespace) -> int:
     """Execute the command."""
+    if args.seeds is not None:
+        return train_seeds.run(args)
+    if args.jobs is not None:
+        raise ConfigError("--jobs is for several runs: give --seeds 0,1 too")
     if (args.config is None) == (args.resume is None):
         raise ConfigError("give either --config FILE to start a run or --resume RUN to continue one")
     if args.resume is not None:

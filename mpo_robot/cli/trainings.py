@@ -1,0 +1,170 @@
+"""Trainings in processes of their own, several at a time: started or continued, and stopped together."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+from mpo_robot.cli.settings import RunConfig, load_run_config
+from mpo_robot.config import differences
+from mpo_robot.errors import ConfigError
+from mpo_robot.run_folder import RunFolder
+
+POLL_S = 0.2
+
+
+class Training(NamedTuple):
+    """One training: `train --config config_file --run folder overrides`, which is `config`."""
+
+    config_file: Path
+    overrides: tuple[str, ...]
+    config: RunConfig
+    folder: RunFolder
+
+    @property
+    def log_file(self) -> Path:
+        """What the training printed."""
+        return self.folder.path.with_name(self.folder.path.name + ".log")
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether the folder holds a checkpoint to continue from."""
+        return self.folder.config_file.exists() and any(self.folder.checkpoints.glob("step_*"))
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last step was evaluated, and saved unless someone deleted all checkpoints since."""
+        total = self.config.training.total_steps
+        saved = [int(path.name.split("_")[1]) for path in self.folder.checkpoints.glob("step_*")]
+        evaluated = [int(row["environment_steps"]) for row in self.evaluations()]
+        return max(evaluated, default=0) >= total and max(saved, default=total) >= total
+
+    def evaluations(self) -> list[dict[str, str]]:
+        """Complete rows of evaluations.csv so far."""
+        try:
+            text = self.folder.evaluations_file.read_text()
+        except FileNotFoundError:
+            return []
+        return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
+
+
+class Outcome(NamedTuple):
+    """How trainings ended: which failed, and whether all were asked to stop."""
+
+    failed: list[Training]
+    interrupted: bool
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds of an option such as `0,1,2`.
+
+    Raises:
+        ConfigError: no whole numbers, negative ones, or one twice.
+    """
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--seeds must be whole numbers with commas between, got {text!r}") from error
+    if min(seeds) < 0:
+        raise ConfigError(f"--seeds must not be negative, got {text}")
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"--seeds names something twice: {text}")
+    return seeds
+
+
+def plan_training(config_file: Path, overrides: Sequence[str], folder: RunFolder) -> Training:
+    """A training of one thread, checked against what the folder may hold already.
+
+    Raises:
+        ConfigError: a bad setting, or the folder holds a run of other settings.
+    """
+    settings = (*overrides, "training.threads=1")
+    config = load_run_config(config_file, settings)
+    training = Training(config_file, settings, config, folder)
+    if training.may_go_on or training.is_finished:
+        changed = differences(load_run_config(folder.config_file), config)
+        changed.pop("training.total_steps", None)  # the same run, longer or shorter
+        if changed:
+            text = "; ".join(f"{key}: {before} there, {after} here" for key, (before, after) in changed.items())
+            raise ConfigError(f"{folder.path} holds a run of other settings ({text}): move it, or use another folder")
+    return training
+
+
+def run_trainings(
+    trainings: Sequence[Training], jobs: int, watch: Callable[[Training], None] = lambda training: None
+) -> Outcome:
+    """Train in separate processes, at most `jobs` at a time, until all have ended.
+
+    Ctrl-C or SIGTERM makes the running ones save and stop, and starts no other. So does an exception.
+
+    Args:
+        watch: Called several times a second for each running training, and once when it has ended.
+    """
+    waiting = list(trainings)
+    running: list[tuple[Training, subprocess.Popen[bytes]]] = []
+    failed: list[Training] = []
+    requests: list[int] = []
+
+    def request_stop(signum: int, frame: FrameType | None) -> None:
+        requests.append(signum)
+
+    handlers = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    asked = False
+    try:
+        while (waiting and not requests) or running:
+            while waiting and len(running) < jobs and not requests:
+                training = waiting.pop(0)
+                print(f"training {training.folder.path}", flush=True)
+                running.append((training, _start(training)))
+            time.sleep(POLL_S)
+            if requests and not asked:
+                asked = True
+                print("stopping: the trainings save first", flush=True)
+                _ask_to_stop(process for _, process in running)
+            ended = [item for item in running if item[1].poll() is not None]
+            for training, _ in running:
+                watch(training)
+            running = [item for item in running if item not in ended]
+            failed += [training for training, process in ended if not _ended_well(training, process.returncode, asked)]
+    finally:
+        _ask_to_stop(process for _, process in running)
+        for _, process in running:
+            process.wait()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return Outcome(failed, bool(requests))
+
+
+def _ended_well(training: Training, code: int, asked_to_stop: bool) -> bool:
+    if asked_to_stop:
+        return code in (0, -signal.SIGTERM)  # the latter: it had not begun yet
+    return code == 0 and training.is_finished
+
+
+def _ask_to_stop(processes: Iterable[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+
+
+def _start(training: Training) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "mpo_robot.cli.main", "train", "--quiet"]
+    if training.may_go_on:
+        total = training.config.training.total_steps
+        command += ["--resume", str(training.folder.path), f"training.total_steps={total}"]
+    else:  # nothing there, or stopped before its first checkpoint
+        command += ["--config", str(training.config_file), "--run", str(training.folder.path), *training.overrides]
+    training.log_file.parent.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    with training.log_file.open("ab") as stream:
+        # A session of its own: Ctrl-C reaches the trainings once, from `run_trainings`.
+        return subprocess.Popen(
+            command, stdout=stream, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
