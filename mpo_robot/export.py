@@ -76,7 +76,8 @@ class ExportedPolicy(nn.Module):
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean command clipped to the bounds, and its standard deviation, in physical units."""
-        mean, stddev = self.policy.mean_and_stddev(self.normalized(obs))
+        policy: Any = self.policy  # every policy of continuous actions has the method
+        mean, stddev = policy.mean_and_stddev(self.normalized(obs))
         actions = self.command_center + self.command_half_range * mean.clamp(-1.0, 1.0)
         return actions, stddev * self.command_half_range
 

@@ -206,7 +206,7 @@ class Learner(ActorCritic):
         valid = batch.trace_valid * batch.is_transition
         n = 1 if config.returns == "td_zero" else config.return_horizon or steps
         bootstrap = n_step_bootstrap(batch.reward, discount_t, valid, n)
-        index = bootstrap.index.unsqueeze(-1).expand(-1, -1, pmf.shape[-1])
+        index = bootstrap.step.unsqueeze(-1).expand(-1, -1, pmf.shape[-1])
         return project_pmf(after.gather(1, index), bootstrap.reward, bootstrap.discount, atoms)
 
     def critic_loss(self, batch: TensorBatch, target: Tensor) -> Tensor:

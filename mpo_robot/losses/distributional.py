@@ -75,11 +75,11 @@ def project_pmf(pmf: Tensor, reward: Tensor, discount: Tensor, atoms: Tensor) ->
 
 
 class Bootstrap(NamedTuple):
-    """Where an n-step return is bootstrapped: reward + discount * Z(state after step `index`). Each [B, T]."""
+    """Where an n-step return is bootstrapped: reward + discount * Z(state after `step`). Each [B, T]."""
 
     reward: Tensor
     discount: Tensor
-    index: Tensor
+    step: Tensor
 
 
 def n_step_bootstrap(reward_t: Tensor, discount_t: Tensor, trace_valid: Tensor, n: int) -> Bootstrap:

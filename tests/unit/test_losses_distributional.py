@@ -111,13 +111,13 @@ def test_n_step_bootstraps_by_hand():
     discount = torch.tensor([[0.5, 0.5, 0.0, 0.5]])
     valid = torch.tensor([[1.0, 1.0, 1.0, 0.0]])  # step 3 begins another episode
     one = n_step_bootstrap(reward, discount, valid, 1)
-    assert (one.reward.tolist(), one.discount.tolist(), one.index.tolist()) == (
+    assert (one.reward.tolist(), one.discount.tolist(), one.step.tolist()) == (
         reward.tolist(), discount.tolist(), [[0, 1, 2, 3]]
     )  # fmt: skip
     three = n_step_bootstrap(reward, discount, valid, 3)
     assert three.reward.tolist() == [[1 + 0.5 * (2 + 0.5 * 4), 2 + 0.5 * 4, 4.0, 8.0]]
     assert three.discount.tolist() == [[0.0, 0.0, 0.0, 0.5]]
-    assert three.index.tolist() == [[2, 2, 2, 3]]
+    assert three.step.tolist() == [[2, 2, 2, 3]]
 
 
 @given(st.integers(0, 1000), st.integers(1, 6))
@@ -127,5 +127,5 @@ def test_n_step_bootstraps_equal_n_step_returns(seed, n):
     discount = 0.9 * (torch.rand(3, 5, generator=rng) > 0.2)
     valid = torch.rand(3, 5, generator=rng) > 0.3
     result = n_step_bootstrap(reward, discount, valid, n)
-    mine = result.reward + result.discount * value.gather(1, result.index)
+    mine = result.reward + result.discount * value.gather(1, result.step)
     torch.testing.assert_close(mine, off_policy_returns(reward, discount, value, *n_step(value, valid, n)))
