@@ -177,6 +177,4 @@ class ContinualLearner:
             "learner_steps": self.learner.learner_steps,
             "real_steps": self.real_steps,
         }
-        return LoadedPolicy(
-            self.learner.exported_policy(), self.normalizer, self.spec, training, self.learner.actor()
-        )
+        return LoadedPolicy(self.learner.exported_policy(), self.normalizer, self.spec, training, self.learner.actor())
