@@ -163,8 +163,8 @@ class OnnxPolicy:
         """
         if stochastic and not self.has_density:
             raise PolicyError(
-                f"policy {self.policy_version[:12]} has no density to sample from and to log (it was trained with "
-                "SAC or PPO): use it deterministically, with serve --deterministic or stochastic: false"
+                f"policy {self.policy_version[:12]} has no density to sample from and to log (its samples were "
+                "squashed, as SAC does): use it deterministically, with serve --deterministic or stochastic: false"
             )
 
     def _bind(self) -> onnxruntime.IOBinding:
