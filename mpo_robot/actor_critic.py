@@ -115,7 +115,14 @@ class ActorCritic(abc.ABC):
         Raises:
             FloatingPointError: a loss is not finite; the parameters are then still those from before.
         """
-        metrics = self.backward(batch, reward_scale, want_metrics)
+        duals = self._online.get("duals")
+        before = None if duals is None else duals.clone()
+        try:
+            metrics = self.backward(batch, reward_scale, want_metrics)
+        except FloatingPointError:
+            if duals is not None and before is not None:
+                duals.copy_(before)  # an exact temperature is written before the losses are known
+            raise
         self._step()
         return metrics
 

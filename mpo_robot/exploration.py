@@ -1,7 +1,8 @@
 """Standard-normal noise for exploration that is correlated in time.
 
-Each step's noise is N(0, 1) on its own, whatever the colour, so the behaviour log-probability that is stored, that of
-the policy's Gaussian, is the exact marginal density of each action.
+Each step's noise is N(0, 1) on its own, whatever the colour, and the behaviour log-probability that is stored is that
+of the policy's Gaussian. With white noise it is mu(a|s) exactly. With coloured noise it is the density without regard
+to the noise before, which the state has already seen: importance ratios are then approximate.
 """
 
 from __future__ import annotations

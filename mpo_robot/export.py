@@ -188,17 +188,21 @@ def check_parity(module: ExportedPolicy, model_bytes: bytes, observations: Float
 
 def _to_onnx(module: ExportedPolicy, observation_size: int) -> onnx.ModelProto:
     example = torch.zeros(2, observation_size)
-    with _quiet():
-        program = torch.onnx.export(
-            module,
-            (example,),
-            input_names=["obs"],
-            output_names=list(module.output_names),
-            dynamic_shapes={"obs": {0: torch.export.Dim("batch", min=1, max=65536)}},
-            dynamo=True,
-            opset_version=18,
-            verbose=False,
-        )
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                module,
+                (example,),
+                input_names=["obs"],
+                output_names=list(module.output_names),
+                dynamic_shapes={"obs": {0: torch.export.Dim("batch", min=1, max=65536)}},
+                dynamo=True,
+                opset_version=18,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter's stages raise types of their own
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise ExportError(f"torch could not turn the policy into ONNX: {type(error).__name__}: {reason}") from error
     if program is None:
         raise ExportError("torch.onnx.export returned nothing")
     model = program.model_proto

@@ -158,6 +158,21 @@ class LearnerConfig:
                 f"a c51 critic cannot learn from returns: {self.returns}, whose corrections of the value are no "
                 "distribution; use td_zero or n_step, or head: hl_gauss, which takes any scalar target"
             )
+        if self.compile and self.mpo.temperature_update == "exact":
+            raise ValueError(
+                "compile cannot make one graph of temperature_update: exact, whose iterations end when they are exact "
+                "enough; use a learned or fixed temperature, or compile: false"
+            )
+        if self.critic.head != "scalar" and self.return_scale_bound is None:
+            raise ValueError(
+                f"head: {self.critic.head} needs return_scale_bound, or its support of +-{self.critic.value_bound} has "
+                "no relation to the returns"
+            )
+        if self.critic.head != "scalar" and (self.return_scale_bound or 0.0) > self.critic.value_bound:
+            raise ValueError(
+                f"return_scale_bound {self.return_scale_bound} is above the critic's value_bound "
+                f"{self.critic.value_bound}: returns beyond the support would be cut off"
+            )
         if not 0.0 < self.discount <= 1.0:
             raise ValueError(f"discount must be in (0, 1], got {self.discount}")
         if not 0.0 <= self.retrace_lambda <= 1.0:

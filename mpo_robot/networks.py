@@ -31,7 +31,8 @@ class PolicyConfig:
         min_stddev: Floor of the standard deviation.
         tanh_mean: Squash the mean into (-1, 1). Without it the mean may run far outside the bounds, where all samples
             are clipped to one action and the E-step sees no difference between them.
-        covariance: `diagonal`, or `full` by its Cholesky factor.
+        covariance: `diagonal`, or `full` by its Cholesky factor. An exported file holds the marginal standard
+            deviations only: a stochastic server samples the dimensions independently, and logs the density of that.
     """
 
     hidden_sizes: tuple[int, ...] = (256, 256)
@@ -131,9 +132,10 @@ class GaussianPolicy(nn.Module):
         scale = functional.softplus(output[:, size : 2 * size]) + self.config.min_stddev
         if self.config.covariance == "diagonal":
             return Gaussian(mean, scale)
-        rows, columns = torch.tril_indices(size, size, offset=-1)
         scale_tril = torch.diag_embed(scale)
-        scale_tril[:, rows, columns] = output[:, 2 * size :]
+        if size > 1:  # the ONNX exporter cannot handle empty indices
+            rows, columns = torch.tril_indices(size, size, offset=-1)
+            scale_tril[:, rows, columns] = output[:, 2 * size :]
         return FullGaussian(mean, scale_tril)
 
     def mean_and_stddev(self, observation: Tensor) -> Gaussian:

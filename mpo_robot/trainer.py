@@ -160,10 +160,12 @@ class Trainer:
 
     def _learn(self) -> None:
         config = self.learner.config
-        if self.environment_steps < self.config.warmup_steps or not self.replay.can_sample(config.sequence_length):
+        if self.environment_steps < self.config.warmup_steps:
             return
         updates_per_turn = self.config.environments * self.config.updates_per_step
         self.update_debt += updates_per_turn
+        if not self.replay.can_sample(config.sequence_length):
+            return  # several environments still hold their first pieces back; the updates stay owed
         updates = int(self.update_debt)
         self.update_debt -= updates
         scale = 1.0 if self.return_scale is None else self.return_scale.scale

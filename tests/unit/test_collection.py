@@ -142,6 +142,17 @@ def test_every_environments_step_owes_its_updates(make_trainer, rate):
     assert trainer.update_debt + trainer.learner.learner_steps == pytest.approx(owed)
 
 
+def test_updates_stay_owed_while_the_replay_is_still_empty(make_trainer, monkeypatch):
+    # Pieces that are held back reach the replay late: with many environments after the warm-up.
+    trainer = make_trainer(updates_per_step=1.0)
+    can_sample = trainer.replay.can_sample
+    monkeypatch.setattr(
+        trainer.replay, "can_sample", lambda steps: trainer.environment_steps > 90 and can_sample(steps)
+    )
+    trainer.run()
+    assert trainer.learner.learner_steps == 120 - 45 + COUNT
+
+
 def test_what_is_due_between_two_turns_comes_at_the_second(make_trainer, monkeypatch):
     trainer = make_trainer(
         total_steps=100, evaluation_period=40, log_period=10, checkpoint_period=50, warmup_steps=31, updates_per_step=1

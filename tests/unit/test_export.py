@@ -18,6 +18,7 @@ from mpo_robot.export import export_policy
 from mpo_robot.learners import make_learner
 from mpo_robot.networks import GaussianPolicy, PolicyConfig
 from mpo_robot.normalization import RunningNormalizer
+from mpo_robot.specs import PolicySpec, TermSpec
 from tests.support.learning import CONFIG, change
 from tests.support.tiny_run import SPEC
 
@@ -168,3 +169,19 @@ def test_baselines_export_what_their_evaluations_do(algorithm, normalizer, tmp_p
             with pytest.raises(PolicyError, match="no density"):
                 LocalSource(loaded, stochastic=True)
             assert math.isnan(LocalSource(loaded, stochastic=False).act(observation, 0, 0).log_prob)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_full_covariance_exports_its_marginal_stddevs(size, tmp_path):
+    bounds = {"low": (-1.0,) * size, "high": (1.0,) * size}
+    spec = PolicySpec((TermSpec("state", 4),), (TermSpec("motor", size, **bounds),), 0.02)
+    policy = GaussianPolicy(4, size, PolicyConfig(hidden_sizes=(8,), covariance="full"))
+    with torch.no_grad():
+        policy.head.weight.mul_(100.0)
+    parity = export_policy(policy, None, spec, tmp_path / "full.onnx", {})
+    assert parity.max_abs_error <= 1e-5
+    observation = np.linspace(-1.0, 1.0, 4, dtype=np.float32)
+    with torch.no_grad():
+        scale_tril = policy(torch.from_numpy(observation)[None]).scale_tril[0]
+    action = OnnxPolicy(tmp_path / "full.onnx").act(observation, stochastic=False)
+    np.testing.assert_allclose(action.stddev, scale_tril.square().sum(dim=1).sqrt(), rtol=1e-4)

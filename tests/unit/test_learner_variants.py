@@ -2,13 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from mpo_robot.families import DiagonalFamily, FullFamily, weighted_moments
 from mpo_robot.losses.returns import n_step, off_policy_returns, td_lambda, td_zero
 from mpo_robot.mpo_config import LearnerConfig, MPOConfig
-from mpo_robot.networks import PolicyConfig
+from mpo_robot.networks import CriticConfig, PolicyConfig
 from tests.support.learning import make_batch, make_learner, target_pass, tensors
 
 
@@ -78,6 +79,9 @@ def test_temperatures_can_be_written(value):
         (MPOConfig, {"variational": "parametric", "mstep": "single"}, "needs mstep: decoupled"),
         (MPOConfig, {"kl_form": "soft"}, "one of bound, price"),
         (PolicyConfig, {"covariance": "sparse"}, "diagonal or full"),
+        (LearnerConfig, {"compile": True, "mpo": MPOConfig(temperature_update="exact")}, "cannot make one graph"),
+        (LearnerConfig, {"critic": CriticConfig(head="hl_gauss"), "return_scale_bound": None}, "needs return_scale"),
+        (LearnerConfig, {"critic": CriticConfig(head="hl_gauss"), "return_scale_bound": 9.0}, "above the critic's"),
         (LearnerConfig, {"returns": "gae"}, "one of retrace, td_lambda, n_step, td_zero"),
         (LearnerConfig, {"return_horizon": 0}, "at least 1"),
         (LearnerConfig, {"returns": "td_zero", "return_horizon": 3}, "no effect"),
@@ -236,3 +240,15 @@ def test_compiled_losses_give_the_same_gradients(settings):
             torch.testing.assert_close(mine, plain, rtol=1e-4, atol=1e-6 * plain.abs().max().item())
         for learner in (compiled, eager):
             learner._step()
+
+
+def test_a_refused_batch_leaves_an_exact_temperature_alone():
+    learner = make_learner(mpo__temperature_update="exact")
+    learner.update(make_batch())
+    before = {name: flat.clone() for name, flat in learner.flat.items()}
+    batch = make_batch()
+    for name in ("reward", "observation"):
+        bad = batch._replace(**{name: np.full_like(getattr(batch, name), np.nan)})
+        with pytest.raises(FloatingPointError):
+            learner.update(bad)
+        assert all(torch.equal(flat, before[name]) for name, flat in learner.flat.items())
