@@ -1,7 +1,8 @@
 """PPO by stable-baselines3 (extra `baselines`), behind the training loop's interface and files.
 
 An adapter: our environment as a Gymnasium environment, our normalisation, evaluations, metrics and checkpoints. PPO
-learns from whole rollouts and is stopped and saved between them; no pickle, unlike the package's own files.
+learns from whole rollouts and is stopped and saved between them; no pickle, unlike the package's own files. The last
+rollout is shortened to what is left of `total_steps`, and learnt from before the final evaluation.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from mpo_robot.baselines.config import PPOConfig
 from mpo_robot.baselines.gymnasium_adapter import GymnasiumAdapter
@@ -45,6 +47,17 @@ METRICS = {
 
 class _StopError(Exception):
     """Ends the package's loop between two rollouts."""
+
+
+class _PPO(PPO):
+    """PPO that ends at its total of steps exactly, with a shorter last rollout, instead of collecting a whole one."""
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        steps = min(n_rollout_steps, self._total_timesteps - self.num_timesteps)
+        rollout_buffer.buffer_size = steps  # allocated anew at the start of every rollout
+        return super().collect_rollouts(env, callback, rollout_buffer, steps)
 
 
 class PPOTrainer(BaseCallback):
@@ -109,7 +122,7 @@ class PPOTrainer(BaseCallback):
                 # log_interval None leaves the records in the logger, where the rows of metrics.csv come from.
                 self.ppo.learn(remaining, callback=self, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
             if self.environment_steps != self._last_saved:
-                self.save(between_rollouts=False)
+                self.save()
         except _StopError:
             pass
         finally:
@@ -131,6 +144,14 @@ class PPOTrainer(BaseCallback):
             raise _StopError
 
     def _on_step(self) -> bool:
+        if self.environment_steps < self.config.total_steps:  # the last step waits for the last update
+            self._report()
+        return True
+
+    def _on_training_end(self) -> None:
+        self._report()
+
+    def _report(self) -> None:
         step, total = self.environment_steps, self.config.total_steps
         if step % self.config.log_period == 0:
             self._write_metrics()
@@ -141,7 +162,6 @@ class PPOTrainer(BaseCallback):
             self._writer.evaluation(self._counters() | result.summary())
             if self._on_evaluation is not None:
                 self._on_evaluation(step, result)
-        return step < total
 
     def _counters(self) -> dict[str, Any]:
         steps = {"environment_steps": self.environment_steps, "learner_steps": self.ppo._n_updates}
@@ -158,12 +178,12 @@ class PPOTrainer(BaseCallback):
             self.adapter.finished_returns.clear()
         self._writer.metrics(row)
 
-    def save(self, between_rollouts: bool = True) -> None:
-        """Write a checkpoint. One in the middle of a rollout, at the end, goes on with a new episode if resumed."""
+    def save(self) -> None:
+        """Write a checkpoint, between two rollouts."""
         ppo = self.ppo
         numpy_rng = np.random.get_state(legacy=False)
         numpy_rng["state"]["key"] = numpy_rng["state"]["key"].tolist()
-        continues = between_rollouts and ppo._last_obs is not None
+        continues = ppo._last_obs is not None
         state = {
             "learner": {
                 "network": self.network.state_dict(),
@@ -188,7 +208,7 @@ class PPOTrainer(BaseCallback):
         self._last_saved = ppo.num_timesteps
 
     def resume(self) -> None:
-        """Restore the newest checkpoint; exact if it was made between two rollouts."""
+        """Restore the newest checkpoint, exactly."""
         state, _ = load_checkpoint(self.folder.checkpoints)
         ppo, learner = self.ppo, state["learner"]
         ppo.policy.load_state_dict(learner["policy"])
@@ -217,7 +237,7 @@ class PPOTrainer(BaseCallback):
 
 
 def _make_ppo(environment: GymnasiumAdapter, config: PPOConfig, learner: LearnerConfig, seed: int) -> PPO:
-    return PPO(
+    return _PPO(
         "MlpPolicy",
         DummyVecEnv([lambda: environment]),  # a bare environment would be wrapped in one with a state of its own
         learning_rate=config.learning_rate,

@@ -131,6 +131,42 @@ def test_a_longer_training_goes_on_from_the_end_of_a_shorter_one(tmp_path):
     assert [int(row["environment_steps"]) for row in rows(longer.folder.evaluations_file)] == [35, 70]
 
 
+@pytest.mark.parametrize("total", [7, 20, 27, 40])
+def test_the_last_rollout_is_learnt_from_before_the_final_evaluation(tmp_path, total):
+    trainer = make(tmp_path, total_steps=total, evaluation_period=1000, log_period=1)
+    trained, evaluated = [], []
+    train, run_evaluation = trainer.ppo.train, trainer.evaluate
+
+    def train_and_note():
+        trained.append((trainer.environment_steps, trainer.ppo.rollout_buffer.pos))
+        train()
+
+    def evaluate_and_note():
+        evaluated.append((trainer.environment_steps, len(trained)))
+        return run_evaluation()
+
+    trainer.ppo.train, trainer.evaluate = train_and_note, evaluate_and_note
+    trainer.run()
+    ends = [*range(20, total, 20), total]
+    assert trained == [(end, (end - 1) % 20 + 1) for end in ends]
+    assert evaluated == [(total, len(ends))]
+    metrics = rows(trainer.folder.metrics_file)
+    assert [int(row["environment_steps"]) for row in metrics] == list(range(1, total + 1))
+    assert int(metrics[-1]["learner_steps"]) == 2 * len(ends)
+    assert metrics[-1]["loss_critic"]
+
+
+def test_more_steps_after_whole_rollouts_equal_one_longer_training(tmp_path):
+    whole = make(tmp_path / "whole")
+    whole.run()
+    make(tmp_path / "parts", total_steps=40).run()
+    longer = make(tmp_path / "parts")
+    longer.resume()
+    longer.run()
+    for left, right in zip(whole.network.parameters(), longer.network.parameters()):
+        assert torch.equal(left, right)
+
+
 CHANGES = {
     "learning_rate": 1e-3,
     "rollout_steps": 30,
