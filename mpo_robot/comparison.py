@@ -6,6 +6,7 @@ NumPy only, about the same as the package `rliable`, which would bring pandas, s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ CONFIDENCE = 0.95
 
 
 class Estimate(NamedTuple):
-    """A statistic and its confidence interval."""
+    """A statistic and its confidence interval; NaN bounds where a single seed says nothing about the spread."""
 
     value: float
     low: float
@@ -78,6 +79,8 @@ def stratified_bootstrap(
             raise ValueError(f"need finite scores [seeds, tasks], got shape {item.shape}")
         index = rng.integers(len(item), size=(repetitions, *item.shape))
         resampled.append(np.take_along_axis(item[None], index, axis=1))
+    if min(map(len, scores)) < 2:
+        return Estimate(float(statistic(*scores)), math.nan, math.nan)
     values = statistic(*resampled)
     tail = 0.5 * (1.0 - confidence)
     low, high = np.quantile(values, [tail, 1.0 - tail])

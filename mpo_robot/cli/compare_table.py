@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterable, Sequence
 from itertools import permutations
 from pathlib import Path
@@ -94,6 +95,8 @@ def write_comparison(directory: Path, runs: Runs, last_step: int, score_ranges: 
     _write_csv(directory / "scores.csv", _score_rows(runs, last_step, dict(zip(tasks, zip(low, high)))))
     draw_comparison(directory / "comparison.png", tasks, curves, iqm)
     lines = [f"After {last_step:,} environment steps; intervals: 95 %, bootstrap over seeds within tasks.", *notes]
+    if any(len(scores) < 2 for scores in final.values()):
+        lines.append("n/a: an interval needs two seeds at least.")
     lines += ["", *_text(table), "", *_text(improvement), "", f"Written to {directory}: comparison.csv, "]
     lines[-1] += "improvement.csv, scores.csv, comparison.png"
     return "\n".join(lines)
@@ -186,5 +189,6 @@ def _cell(row: dict[str, Any], name: str) -> str:
         return str(value)
     text = f"{value:.1f}" if name.startswith("return ") else f"{value:.3f}"
     if f"{name}_low" in row:
-        text += f" [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
+        low, high = row[f"{name}_low"], row[f"{name}_high"]
+        text += " [n/a]" if math.isnan(low) else f" [{low:.3f}, {high:.3f}]"
     return text

@@ -134,7 +134,11 @@ def test_tables_and_figure(tmp_path):
     assert len(scores) == 7
     assert scores["a", TASKS[0], "1"] == pytest.approx(0.7)
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
-    assert "0.850 [" in text
+    assert "0.850 [0." in text
+    assert "0.300 [n/a]" in text  # one seed has no interval
+    assert "0.750 [n/a]" in text
+    assert "two seeds at least" in text
+    assert second["iqm_low"] == second["iqm_high"] == "nan"
 
 
 def test_a_shorter_comparison_of_longer_runs_uses_their_earlier_evaluations(tmp_path):
