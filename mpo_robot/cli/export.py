@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mpo_robot.cli.settings import load_run_config, training_record
 from mpo_robot.export import PARITY_TOLERANCE, export_policy
-from mpo_robot.policy_io import load_policy
+from mpo_robot.policy_io import LoadedPolicy, load_policy
 from mpo_robot.run_folder import RunFolder
 
 
@@ -32,5 +32,12 @@ def run(args: argparse.Namespace) -> int:
         f"Wrote {args.output}: torch and onnxruntime agree to {parity.max_abs_error:.2g} "
         f"(allowed {PARITY_TOLERANCE:g}) on {parity.observations} observations."
     )
-    print(f"Next: mpo-robot inspect {args.output}, or mpo-robot serve {args.output}")
+    print(f"Next: mpo-robot inspect {args.output}{_how_to_serve(loaded, args.output)}")
     return 0
+
+
+def _how_to_serve(loaded: LoadedPolicy, output: Path) -> str:
+    if loaded.spec.num_actions is not None:  # robots take continuous commands
+        return f", or mpo-robot evaluate {output}"
+    has_density = getattr(loaded.policy, "distribution", "gaussian") == "gaussian"
+    return f", or mpo-robot serve {output}" + ("" if has_density else " --deterministic")

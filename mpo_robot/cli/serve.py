@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from deploy.onnx_policy import OnnxPolicy
 from deploy.registry import PolicyRegistry, import_policy
 from deploy.server import PolicyServer, ServerConfig
 from deploy.timing import use_real_time_priority
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         return _rollback(registry)
     config = _config(args)
     if args.policy.is_file():
-        _import(args.policy, registry)
+        _import(args.policy, registry, config.stochastic)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     if config.realtime_priority:  # before the server's threads start, which inherit it
         problem = use_real_time_priority(config.realtime_priority)
@@ -106,7 +107,10 @@ def _config(args: argparse.Namespace) -> ServerConfig:
     return build(ServerConfig, data)
 
 
-def _import(policy: Path, registry: PolicyRegistry) -> None:
+def _import(policy: Path, registry: PolicyRegistry, stochastic: bool) -> None:
+    candidate = OnnxPolicy(policy)
+    if registry.signature() is None or not registry.has(candidate.policy_version):
+        candidate.require_mode(stochastic)  # before it is published, not when it is about to be served
     before = registry.signature()
     version, own = import_policy(policy, registry)
     if version != own:

@@ -62,7 +62,8 @@ def test_the_other_commands_work_with_the_run(algorithm, tmp_path, capsys):
     run, policy = tmp_path / "run", tmp_path / "policy.onnx"
     assert train(run, algorithm) == 0
     assert main(["export", str(run), "-o", str(policy)]) == 0
-    capsys.readouterr()
+    advice = f"mpo-robot serve {policy}" + (" --deterministic" if algorithm == "sac" else "")
+    assert capsys.readouterr().out.rstrip().endswith(advice)
     returns = []
     for what in (run, policy):
         assert main(["evaluate", str(what), "--episodes", "1", "--json"]) == 0

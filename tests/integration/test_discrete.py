@@ -83,7 +83,7 @@ def test_train_evaluate_export_and_what_refuses(tmp_path, capsys):
     config.write_text(dump_yaml(load_run_config(CART_POLE)))
     assert main(["train", "--config", str(config), "--run", str(run), "--quiet"]) == 0
     assert main(["export", str(run), "-o", str(policy)]) == 0
-    capsys.readouterr()
+    assert "serve" not in capsys.readouterr().out
     returns = []
     for source in (run, policy):
         assert main(["evaluate", str(source), "--episodes", "3", "--json"]) == 0

@@ -197,6 +197,17 @@ def test_two_servers_one_port(policy, capsys):
         assert "cannot serve on" in capsys.readouterr().err
 
 
+def test_a_policy_that_cannot_be_sampled_is_refused_before_it_is_published(policy, tmp_path, capsys):
+    registry = PolicyRegistry(tmp_path / "policy.onnx.versions")
+    write_linear_policy(policy, small_spec(), metadata={"distribution": "none"})
+    assert main(["serve", str(policy), "--endpoint", "tcp://127.0.0.1:0"]) == 2
+    assert "serve --deterministic" in capsys.readouterr().err
+    assert registry.signature() is None
+    good = registry.publish(write_linear_policy(tmp_path / "good.onnx", small_spec()))
+    assert main(["serve", str(policy), "--endpoint", "tcp://127.0.0.1:0"]) == 2
+    assert registry.current_version() == good
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
