@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from deploy.registry import PolicyRegistry
 from mpo_robot.run_folder import RunFolder, write_atomically
 
 
@@ -26,9 +27,15 @@ class Publications:
         self._file = folder.path / "learn" / "published.json"
 
     def holds(self, registry: Path, learner_steps: int) -> bool:
-        """Whether a policy of `learner_steps`, or a later one, was published to a registry, rolled back or not."""
+        """Whether a registry has a policy of `learner_steps`, or a later one, rolled back or not.
+
+        Not if the noted one is gone from it: somebody emptied or replaced the directory.
+        """
         entry = self._read().get(self._name(registry), {})
-        return int(entry.get("learner_steps", -1)) >= learner_steps
+        if int(entry.get("learner_steps", -1)) < learner_steps:
+            return False
+        there = PolicyRegistry(registry)
+        return there.signature() is not None and there.has(str(entry.get("policy_version")))
 
     def note(self, registry: Path, learner_steps: int, version: str) -> None:
         """The policy of `learner_steps` is now in a registry."""

@@ -1,11 +1,15 @@
 """Settings of continued learning: remembered by the run, and where its policies went."""
 
+import shutil
+
 import pytest
 
+from deploy.registry import PolicyRegistry
 from mpo_robot.errors import ConfigError
 from mpo_robot.learn_config import LearnConfig, config_file, load_learn_config, remember
 from mpo_robot.publication import Publications
 from mpo_robot.run_folder import RunFolder
+from tests.support.onnx_files import small_spec, write_linear_policy
 
 
 def test_settings_are_remembered_and_can_be_changed_one_by_one(tmp_path):
@@ -30,16 +34,22 @@ def test_impossible_settings_are_refused(tmp_path, override):
         load_learn_config(RunFolder(tmp_path), [override])
 
 
+def publish(publications, registry, learner_steps):
+    path = write_linear_policy(registry.parent / f"{learner_steps}.onnx", small_spec(), bias=learner_steps / 100.0)
+    publications.note(registry, learner_steps, PolicyRegistry(registry).publish(path))
+
+
 def test_each_registry_has_its_own_newest_publication(tmp_path):
     publications = Publications(RunFolder(tmp_path / "run"))
     inside, outside = tmp_path / "run" / "policies", tmp_path / "elsewhere"
     assert not publications.holds(inside, 1)
-    publications.note(inside, 10, "a" * 64)
+    inside.parent.mkdir()
+    publish(publications, inside, 10)
     assert publications.holds(inside, 10)
     assert publications.holds(inside, 9)  # rolled back since, perhaps: that must not bring it back
     assert not publications.holds(inside, 11)
     assert not publications.holds(outside, 10)
-    publications.note(outside, 12, "b" * 64)
+    publish(publications, outside, 12)
     assert publications.holds(inside, 10)
     (tmp_path / "run").rename(tmp_path / "moved")
     moved = Publications(RunFolder(tmp_path / "moved"))
@@ -49,8 +59,20 @@ def test_each_registry_has_its_own_newest_publication(tmp_path):
 
 def test_a_damaged_note_only_means_publishing_once_more(tmp_path):
     publications = Publications(RunFolder(tmp_path))
-    publications.note(tmp_path / "policies", 10, "a" * 64)
+    publish(publications, tmp_path / "policies", 10)
     (tmp_path / "learn" / "published.json").write_text('{"policies": {')
     assert not publications.holds(tmp_path / "policies", 10)
-    publications.note(tmp_path / "policies", 10, "a" * 64)
+    publish(publications, tmp_path / "policies", 10)
     assert publications.holds(tmp_path / "policies", 10)
+
+
+def test_a_rolled_back_policy_counts_as_published_and_one_that_is_gone_does_not(tmp_path):
+    publications, policies = Publications(RunFolder(tmp_path)), tmp_path / "policies"
+    publish(publications, policies, 10)
+    publish(publications, policies, 20)
+    PolicyRegistry(policies).rollback()
+    assert publications.holds(policies, 20)
+    shutil.rmtree(policies)
+    assert not publications.holds(policies, 20)
+    PolicyRegistry(policies).publish(tmp_path / "10.onnx")  # another run's, say
+    assert not publications.holds(policies, 20)
