@@ -16,6 +16,7 @@ from tqdm import trange
 from deploy.registry import PolicyRegistry
 from deploy.stopping import StopSignals
 from mpo_robot.cli.log_intake import Intake, LogIntake
+from mpo_robot.cli.publication import Publications
 from mpo_robot.cli.settings import RunConfig, load_run_config, training_record
 from mpo_robot.cli.settings_list import add_settings_option
 from mpo_robot.compute import configure_compute
@@ -23,7 +24,6 @@ from mpo_robot.continual import ContinualLearner
 from mpo_robot.errors import ConfigError
 from mpo_robot.export import export_policy
 from mpo_robot.learn_config import LearnConfig, load_learn_config, remember
-from mpo_robot.publication import Publications
 from mpo_robot.rewards import load_reward_hook
 from mpo_robot.run_folder import CsvLog, RunFolder
 

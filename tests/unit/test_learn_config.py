@@ -5,9 +5,9 @@ import shutil
 import pytest
 
 from deploy.registry import PolicyRegistry
+from mpo_robot.cli.publication import Publications
 from mpo_robot.errors import ConfigError
 from mpo_robot.learn_config import LearnConfig, config_file, load_learn_config, remember
-from mpo_robot.publication import Publications
 from mpo_robot.run_folder import RunFolder
 from tests.support.onnx_files import small_spec, write_linear_policy
 
