@@ -52,6 +52,7 @@ OTHER_VALUES = {
     "training__checkpoint_minutes": {"training__checkpoint_minutes": 1e-9},
     "training__noise_color": {"training__noise_color": 1.0},
     "learner__critic__head": {"learner__critic__head": "hl_gauss"},
+    "learner__critic__value_bound": {"learner__critic__value_bound": 8.0},  # not below return_scale_bound
     "learner__mpo__variational": {"learner__mpo__variational": "parametric"},
     "learner__mpo__mstep": {"learner__mpo__mstep": "single"},
     "learner__mpo__kl_form": {"learner__mpo__kl_form": "price"},
