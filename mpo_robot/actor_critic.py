@@ -18,8 +18,6 @@ from mpo_robot.mpo_config import LearnerConfig
 from mpo_robot.networks import flat_gradient, flatten_parameters
 from mpo_robot.replay import SequenceBatch
 
-TARGETS = ("policy", "critic")
-
 
 class TensorBatch(NamedTuple):
     """A `SequenceBatch` as tensors that share its memory."""
@@ -34,9 +32,20 @@ class TensorBatch(NamedTuple):
     policy_state: Tensor  # [B, L + 1]
 
     @staticmethod
-    def of(batch: SequenceBatch) -> TensorBatch:
-        """Tensors over the arrays' memory."""
-        return TensorBatch(*(torch.from_numpy(array) for array in batch))
+    def of(batch: SequenceBatch, reward_scale: float = 1.0) -> TensorBatch:
+        """Tensors over the arrays' memory, with rewards divided by `reward_scale`: in the critic's unit."""
+        tensors = TensorBatch(*(torch.from_numpy(array) for array in batch))
+        return tensors._replace(reward=tensors.reward / reward_scale)
+
+
+class ValueMetrics(NamedTuple):
+    """Metrics that every learner has, in units of reward."""
+
+    q_mean: float
+    q_min: float
+    q_max: float
+    return_target_mean: float
+    trace_coefficient_mean: float
 
 
 class Actor(Protocol):
@@ -130,6 +139,29 @@ class ActorCritic(abc.ABC):
         """Raise FloatingPointError for a loss that is not finite."""
         if not torch.isfinite(loss):
             raise FloatingPointError(f"loss is not finite at learner step {self.learner_steps}: {loss.item()}")
+
+    @staticmethod
+    def state_weights(batch: TensorBatch) -> Tensor:
+        """[S] weights of the states in which a policy acts, sum 1."""
+        weights = batch.policy_state.flatten()
+        return weights / weights.sum()
+
+    @staticmethod
+    def transition_mean(batch: TensorBatch, values: Tensor) -> Tensor:
+        """Mean of [B, L] over the rows that are transitions."""
+        return (batch.is_transition * values).sum() / batch.is_transition.sum().clamp(min=1.0)
+
+    def value_metrics(
+        self, batch: TensorBatch, q_values: Tensor, returns: Tensor, coefficients: Tensor, reward_scale: float
+    ) -> ValueMetrics:
+        """Summary of target values, of the critic's targets [B, L] and of the trace coefficients [B, L]."""
+        return ValueMetrics(
+            q_mean=float(q_values.mean()) * reward_scale,
+            q_min=float(q_values.min()) * reward_scale,
+            q_max=float(q_values.max()) * reward_scale,
+            return_target_mean=float(self.transition_mean(batch, returns)) * reward_scale,
+            trace_coefficient_mean=float(self.transition_mean(batch, coefficients)),
+        )
 
     def project(self) -> None:
         """Bring dual variables back into their range; called after each optimiser step."""

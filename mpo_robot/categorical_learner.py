@@ -10,13 +10,12 @@ from typing import ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from mpo_robot.actor_critic import ActorCritic, TensorBatch
 from mpo_robot.categorical_acting import CategoricalActor
 from mpo_robot.categorical_config import CategoricalConfig
 from mpo_robot.categorical_networks import CategoricalCritics, CategoricalPolicy, Interface
-from mpo_robot.duals import FLOOR, MIN_RAW_ALPHA, MIN_RAW_TEMPERATURE, inverse_softplus
+from mpo_robot.duals import MIN_RAW_ALPHA, MIN_RAW_TEMPERATURE, inverse_softplus, positive, raw_of
 from mpo_robot.losses import categorical_policy as losses
 from mpo_robot.losses.categorical_policy import CategoricalEStep
 from mpo_robot.losses.mstep_single import SingleMStep
@@ -66,18 +65,17 @@ class CategoricalDuals(nn.Module):
     @property
     def temperature(self) -> Tensor:
         """E-step temperature, [1]."""
-        return functional.softplus(self.raw_temperature) + FLOOR
+        return positive(self.raw_temperature)
 
     @property
     def alpha(self) -> Tensor:
         """Multiplier of the policy's KL bound, [1]."""
-        return functional.softplus(self.raw_alpha) + FLOOR
+        return positive(self.raw_alpha)
 
     @torch.no_grad()
     def set_temperature_(self, temperature: Tensor) -> None:
         """Write the temperature from a positive value [1]."""
-        value = (temperature - FLOOR).clamp(min=FLOOR)
-        self.raw_temperature.copy_(value + torch.log(-torch.expm1(-value)))
+        self.raw_temperature.copy_(raw_of(temperature))
 
     @torch.no_grad()
     def clamp_(self) -> None:
@@ -124,8 +122,7 @@ class CategoricalLearner(ActorCritic):
         tensors = TensorBatch.of(batch)
         targets = self.target_pass(tensors, reward_scale)
         loss_critic = self.critic_loss(tensors, targets.returns)
-        state_weights = tensors.policy_state.flatten()
-        state_weights = state_weights / state_weights.sum()
+        state_weights = self.state_weights(tensors)
         temperature = self._temperature(targets, state_weights)
         own = self.config.categorical
         estep = losses.categorical_estep(targets.q_values, targets.logits, temperature, own.epsilon, state_weights)
@@ -178,8 +175,7 @@ class CategoricalLearner(ActorCritic):
         values = self.online_critic(batch.observation[:, :-1].flatten(0, 1))  # [critics, B * L, K]
         taken = batch.action.long().flatten(0, 1).expand(len(values), -1, 1)
         error = 0.5 * (values.gather(-1, taken).squeeze(-1) - returns.flatten()).square().sum(dim=0)
-        weights = batch.is_transition.flatten()
-        return (weights * error).sum() / weights.sum().clamp(min=1.0)
+        return self.transition_mean(batch, error.view_as(returns))
 
     @torch.no_grad()
     def _metrics(
@@ -194,7 +190,6 @@ class CategoricalLearner(ActorCritic):
         reward_scale: float,
     ) -> CategoricalMetrics:
         own = self.config.categorical
-        transitions = batch.is_transition.sum().clamp(min=1.0)
         return CategoricalMetrics(
             loss_critic=float(loss_critic),
             loss_policy=float(mstep.loss_policy),
@@ -205,9 +200,7 @@ class CategoricalLearner(ActorCritic):
             alpha=float(self.duals.alpha),
             entropy=float(state_weights @ losses.entropy(online)),
             largest_probability_mean=float(state_weights @ online.softmax(dim=-1).amax(dim=-1)),
-            q_mean=float(targets.q_values.mean()) * reward_scale,
-            q_min=float(targets.q_values.min()) * reward_scale,
-            q_max=float(targets.q_values.max()) * reward_scale,
-            return_target_mean=float((targets.returns * batch.is_transition).sum() / transitions) * reward_scale,
-            trace_coefficient_mean=float((targets.coefficients * batch.is_transition).sum() / transitions),
+            **self.value_metrics(
+                batch, targets.q_values, targets.returns, targets.coefficients, reward_scale
+            )._asdict(),
         )

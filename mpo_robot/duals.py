@@ -23,6 +23,17 @@ def inverse_softplus(value: float) -> float:
     return value + math.log(-math.expm1(-value))
 
 
+def positive(raw: Tensor) -> Tensor:
+    """Value of a raw dual variable: softplus(raw) + 1e-8."""
+    return functional.softplus(raw) + FLOOR
+
+
+def raw_of(value: Tensor) -> Tensor:
+    """Raw dual variable of a positive value; the inverse of `positive`, down to values of 2e-8."""
+    above = (value - FLOOR).clamp(min=FLOOR)
+    return above + torch.log(-torch.expm1(-above))  # for large values they are the same
+
+
 class Duals(nn.Module):
     """Raw parameters behind softplus: value = softplus(raw) + 1e-8; `clamp_` keeps raw above a floor after each step.
 
@@ -40,29 +51,27 @@ class Duals(nn.Module):
     @property
     def temperature(self) -> Tensor:
         """E-step temperature, [1]."""
-        return functional.softplus(self.raw_temperature) + FLOOR
+        return positive(self.raw_temperature)
 
     @property
     def penalty_temperature(self) -> Tensor:
         """Temperature of the out-of-bounds objective, [1]."""
-        return functional.softplus(self.raw_penalty_temperature) + FLOOR
+        return positive(self.raw_penalty_temperature)
 
     @property
     def alpha_mean(self) -> Tensor:
         """Multiplier of the mean's KL bound, [A] or [1]."""
-        return functional.softplus(self.raw_alpha_mean) + FLOOR
+        return positive(self.raw_alpha_mean)
 
     @property
     def alpha_stddev(self) -> Tensor:
         """Multiplier of the stddev's KL bound, [A] or [1]."""
-        return functional.softplus(self.raw_alpha_stddev) + FLOOR
+        return positive(self.raw_alpha_stddev)
 
     @torch.no_grad()
     def set_temperatures_(self, temperatures: Tensor) -> None:
         """Write the temperature, and the penalty's if there are two, from positive values [1] or [2]."""
-        # softplus^-1(x) = x + log(1 - exp(-x)), which for large x is x itself.
-        values = (temperatures - FLOOR).clamp(min=FLOOR)
-        raw = values + torch.log(-torch.expm1(-values))
+        raw = raw_of(temperatures)
         self.raw_temperature.copy_(raw[:1])
         if len(raw) > 1:
             self.raw_penalty_temperature.copy_(raw[1:])

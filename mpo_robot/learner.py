@@ -5,25 +5,24 @@ Axes: B sequences, L steps, S = B * (L + 1) states, N sampled actions, A action 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from mpo_robot.acting import NumpyActor
-from mpo_robot.actor_critic import ActorCritic, TensorBatch
+from mpo_robot.actor_critic import TensorBatch
+from mpo_robot.continuous import ContinuousActorCritic
 from mpo_robot.duals import Duals
 from mpo_robot.families import FAMILIES, parametric_update, policy_mstep, weighted_moments
 from mpo_robot.losses.distributional import n_step_bootstrap, project_pmf
 from mpo_robot.losses.estep import EStep, nonparametric_estep, out_of_bounds_cost
 from mpo_robot.losses.exact_dual import exact_temperature
 from mpo_robot.losses.mstep import MStep
-from mpo_robot.losses.returns import off_policy_returns
 from mpo_robot.mpo_config import LearnerConfig
-from mpo_robot.networks import CriticEnsemble, GaussianPolicy
+from mpo_robot.networks import GaussianPolicy
 from mpo_robot.replay import SequenceBatch
-from mpo_robot.return_estimator import configured_traces
+from mpo_robot.return_estimator import carries_trace, return_horizon
 
 
 class TargetPass(NamedTuple):
@@ -78,23 +77,23 @@ class Metrics(NamedTuple):
     out_of_bounds_mean: float
 
 
-class Learner(ActorCritic):
+class Learner(ContinuousActorCritic):
     """MPO. Inputs are batches with observations already normalised and rewards in reward units."""
 
     metric_names = Metrics._fields
     online_policy: GaussianPolicy
+    target_policy: GaussianPolicy
+    duals: Duals
 
     def __init__(self, observation_size: int, action_size: int, config: LearnerConfig, seed: int) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.online_policy = GaussianPolicy(observation_size, action_size, config.policy)
-            self.online_critic = CriticEnsemble(observation_size, action_size, config.critic)
-        self.duals = Duals(action_size, config.mpo)
+        super().__init__(observation_size, action_size, config, seed)
         self._family = FAMILIES[config.policy.covariance]
         self._losses = torch.compile(self.losses, dynamic=False) if config.compile else self.losses
-        super().__init__(config, self.online_policy, self.online_critic, self.duals, seed)
-        self.target_policy = cast(GaussianPolicy, self._target_modules["policy"])
-        self.target_critic = cast(CriticEnsemble, self._target_modules["critic"])
+
+    @staticmethod
+    def make_duals(action_size: int, config: LearnerConfig) -> Duals:
+        """Temperatures and multipliers."""
+        return Duals(action_size, config.mpo)
 
     def actor(self) -> NumpyActor:
         """The Gaussian in NumPy."""
@@ -106,16 +105,15 @@ class Learner(ActorCritic):
 
     def backward(self, batch: SequenceBatch, reward_scale: float = 1.0, want_metrics: bool = False) -> Metrics | None:
         """First half of `update`: all losses, and their gradients in the parameters' `grad`."""
-        tensors = TensorBatch.of(batch)
-        losses = self._losses(tensors._replace(reward=tensors.reward / reward_scale), self._noise(tensors))
+        tensors = TensorBatch.of(batch, reward_scale)
+        losses = self._losses(tensors, self._noise(tensors))
         self.require_finite(losses.total)
         losses.total.backward()
         return self._metrics(losses, tensors, reward_scale) if want_metrics else None
 
     def _noise(self, batch: TensorBatch) -> Tensor:
         """Standard-normal noise [N, S, A] of the sampled actions."""
-        states, size = batch.policy_state.numel(), batch.action.shape[-1]
-        return torch.randn(self.config.mpo.num_samples, states, size, generator=self.generator)
+        return self.noise(self.config.mpo.num_samples, batch.policy_state.numel(), batch.action.shape[-1])
 
     def losses(self, batch: TensorBatch, noise: Tensor) -> Losses:
         """Everything of one update that is a function of tensors: one graph for `torch.compile`.
@@ -126,8 +124,7 @@ class Learner(ActorCritic):
         """
         target = self.target_pass(batch, noise)
         loss_critic = self.critic_loss(batch, target.critic_target)
-        state_weights = batch.policy_state.flatten()
-        state_weights = state_weights / state_weights.sum()
+        state_weights = self.state_weights(batch)
         online = self.online_policy(batch.observation.flatten(0, 1))
         mstep, loss_duals, estep = self._expectation_maximization(online, target, state_weights)
         loss_penalty = mstep.penalty_mean.loss_kl + mstep.penalty_stddev.loss_kl
@@ -176,46 +173,26 @@ class Learner(ActorCritic):
     @torch.no_grad()
     def target_pass(self, batch: TensorBatch, noise: Tensor) -> TargetPass:
         """Sample actions, value them, and form the critic's targets. Arguments as in `losses`."""
-        sequences, steps = batch.reward.shape
-        observation = batch.observation.flatten(0, 1)  # [S, O]
-        policy = self.target_policy(observation)
+        policy = self.target_policy(batch.observation.flatten(0, 1))
         actions = self._family.sample(policy, noise)
-        # The actions taken are valued in the same pass, as one more sample; its bootstrap rows are not used.
-        taken = functional.pad(batch.action, (0, 0, 0, 1)).view(1, *policy.mean.shape)
-        values = self.target_critic.target_values(observation, torch.cat([actions, taken]).clamp_(-1.0, 1.0))
-        q_values, q_taken = values[:-1], values[-1].view(sequences, steps + 1)[:, :-1]
-        value = q_values.mean(dim=0).view(sequences, steps + 1)
-        discount_t = self.config.discount * (1.0 - batch.terminated)
-        before = type(policy)(*(item.unflatten(0, (sequences, steps + 1))[:, :-1] for item in policy))
+        q_values, q_taken = self.target_values(batch, actions)
+        before = type(policy)(*(self.before(item, batch) for item in policy))
         log_probs = self._family.log_prob(before, batch.action)
-        traces = configured_traces(self.config, batch, log_probs, value[:, 1:], q_taken)
-        returns = off_policy_returns(batch.reward, discount_t, value[:, 1:], *traces)
-        critic_target = returns
-        if self.config.critic.head == "c51":
-            critic_target = self._distribution_target(batch, observation, actions, discount_t)
-        return TargetPass(policy, noise, actions, q_values, returns, traces.coefficients, critic_target)
+        targets = self.targets(batch, log_probs, q_values.mean(dim=0), q_taken)
+        is_c51 = self.config.critic.head == "c51"
+        critic_target = self._distribution_target(batch, actions) if is_c51 else targets.returns
+        return TargetPass(policy, noise, actions, q_values, *targets, critic_target)
 
-    def _distribution_target(
-        self, batch: TensorBatch, observation: Tensor, actions: Tensor, discount_t: Tensor
-    ) -> Tensor:
+    def _distribution_target(self, batch: TensorBatch, actions: Tensor) -> Tensor:
         """Distributions [B, L, K] that a C51 critic learns; averaged over the sampled actions before the projection."""
         sequences, steps = batch.reward.shape
-        config = self.config
+        observation = batch.observation.flatten(0, 1)
         pmf, atoms = self.target_critic.target_distribution(observation, actions.clamp(-1.0, 1.0))
         after = pmf.view(sequences, steps + 1, -1)[:, 1:]  # of the state after each step
-        valid = batch.trace_valid * batch.is_transition
-        n = 1 if config.returns == "td_zero" else config.return_horizon or steps
-        bootstrap = n_step_bootstrap(batch.reward, discount_t, valid, n)
+        horizon = return_horizon(self.config, steps)
+        bootstrap = n_step_bootstrap(batch.reward, self.discounts(batch), carries_trace(batch), horizon)
         index = bootstrap.step.unsqueeze(-1).expand(-1, -1, pmf.shape[-1])
         return project_pmf(after.gather(1, index), bootstrap.reward, bootstrap.discount, atoms)
-
-    def critic_loss(self, batch: TensorBatch, target: Tensor) -> Tensor:
-        """Mean loss of all critics against the targets over the rows that are transitions."""
-        observation = batch.observation[:, :-1].flatten(0, 1)
-        action = batch.action.clamp(-1.0, 1.0).flatten(0, 1)
-        error = self.online_critic.error(observation, action, target.flatten(0, 1))  # [B * L]
-        weights = batch.is_transition.flatten()
-        return (weights * error).sum() / weights.sum().clamp(min=1.0)
 
     @torch.no_grad()
     def _metrics(self, losses: Losses, batch: TensorBatch, reward_scale: float) -> Metrics:
@@ -223,7 +200,6 @@ class Learner(ActorCritic):
         kl_mean = mstep.penalty_mean.kl / mpo.epsilon_mean
         kl_q = float(losses.state_weights @ losses.estep.kl_nonparametric)
         outside = (target.actions.abs() > 1.0).any(dim=-1)
-        in_transition = batch.is_transition.sum().clamp(min=1.0)
         return Metrics(
             loss_critic=float(losses.critic),
             loss_policy_mean=float(mstep.loss_policy_mean),
@@ -239,10 +215,6 @@ class Learner(ActorCritic):
             alpha_stddev=float(self.duals.alpha_stddev.mean()),
             entropy=float(self._family.entropy(online).mean()),
             stddev_mean=float(self._family.stddev(online).mean()),
-            q_mean=float(target.q_values.mean()) * reward_scale,
-            q_min=float(target.q_values.min()) * reward_scale,
-            q_max=float(target.q_values.max()) * reward_scale,
-            return_target_mean=float((target.returns * batch.is_transition).sum() / in_transition) * reward_scale,
-            trace_coefficient_mean=float((target.coefficients * batch.is_transition).sum() / in_transition),
             out_of_bounds_mean=float(outside.float().mean()),
+            **self.value_metrics(batch, target.q_values, target.returns, target.coefficients, reward_scale)._asdict(),
         )

@@ -9,6 +9,16 @@ from mpo_robot.losses.returns import Traces, n_step, retrace, td_lambda, td_zero
 from mpo_robot.mpo_config import LearnerConfig
 
 
+def carries_trace(batch: TensorBatch) -> Tensor:
+    """[B, L] bool, whether returns may be carried back across the action of each step."""
+    return (batch.trace_valid > 0) & (batch.is_transition > 0)
+
+
+def return_horizon(config: LearnerConfig, steps: int) -> int:
+    """n of the uncorrected returns `td_zero` and `n_step`, in sequences of `steps`."""
+    return 1 if config.returns == "td_zero" else config.return_horizon or steps
+
+
 def configured_traces(
     config: LearnerConfig, batch: TensorBatch, log_probs: Tensor, next_value: Tensor, q_taken: Tensor
 ) -> Traces:
@@ -19,12 +29,12 @@ def configured_traces(
         next_value: [B, L] value of the state after each step.
         q_taken: [B, L] value of each action in its state.
     """
-    valid = (batch.trace_valid > 0) & (batch.is_transition > 0)
+    valid = carries_trace(batch)
     if config.returns == "td_zero":
         return td_zero(next_value)
     if config.returns == "td_lambda":
         return td_lambda(next_value, valid, config.retrace_lambda)
     if config.returns == "n_step":
-        return n_step(next_value, valid, config.return_horizon or batch.reward.shape[1])
+        return n_step(next_value, valid, return_horizon(config, batch.reward.shape[1]))
     log_rhos = log_probs - batch.behavior_log_prob
     return retrace(q_taken, log_rhos, valid, config.retrace_lambda, config.return_horizon)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mpo_robot.acting import FloatArray, NumpyActor, run_layers
 from mpo_robot.actor_critic import TensorBatch
-from mpo_robot.baselines.common import Baseline
+from mpo_robot.continuous import ContinuousActorCritic
 from mpo_robot.losses.gaussian import log_prob
 from mpo_robot.losses.mstep import Gaussian
 from mpo_robot.losses.policy_gradient import deterministic_policy_gradient
@@ -72,21 +72,16 @@ class Metrics(NamedTuple):
     trace_coefficient_mean: float
 
 
-class DDPG(Baseline):
+class DDPG(ContinuousActorCritic):
     """Deterministic policy gradient through the online critics (their minimum or mean, `critic.aggregate`)."""
 
     metric_names = Metrics._fields
     online_policy: DeterministicPolicy
 
-    def __init__(self, observation_size: int, action_size: int, config: LearnerConfig, seed: int) -> None:
-        super().__init__(
-            lambda: DeterministicPolicy(observation_size, action_size, config.policy, config.ddpg.noise_stddev),
-            observation_size,
-            action_size,
-            config,
-            nn.Module(),
-            seed,
-        )
+    @staticmethod
+    def make_policy(observation_size: int, action_size: int, config: LearnerConfig) -> DeterministicPolicy:
+        """An untrained policy."""
+        return DeterministicPolicy(observation_size, action_size, config.policy, config.ddpg.noise_stddev)
 
     def actor(self) -> NoisyActor:
         """Policy and noise in NumPy."""
@@ -94,7 +89,7 @@ class DDPG(Baseline):
 
     def backward(self, batch: SequenceBatch, reward_scale: float = 1.0, want_metrics: bool = False) -> Metrics | None:
         """First half of `update`: all losses, and their gradients in the parameters' `grad`."""
-        tensors = TensorBatch.of(batch)
+        tensors = TensorBatch.of(batch, reward_scale)
         observation = tensors.observation.flatten(0, 1)
         with torch.no_grad():
             target = self.target_policy(observation)
@@ -103,9 +98,7 @@ class DDPG(Baseline):
                 actions = actions + target.stddev * self.noise(self.config.ddpg.num_samples, *target.mean.shape)
             q_target, q_taken = self.target_values(tensors, actions)
             mean, stddev = (self.before(item, tensors) for item in target)
-            targets = self.targets(
-                tensors, log_prob(mean, stddev, tensors.action), q_target.mean(dim=0), q_taken, reward_scale
-            )
+            targets = self.targets(tensors, log_prob(mean, stddev, tensors.action), q_target.mean(dim=0), q_taken)
         loss_critic = self.critic_loss(tensors, targets.returns)
         action = self.online_policy(observation).mean
         q_values, slope = self.slope(observation, action)
@@ -119,5 +112,5 @@ class DDPG(Baseline):
             loss_critic=float(loss_critic.detach()),
             loss_policy=-float(policy.objective),
             saturated_mean=float((action.detach().abs() > 0.99).float().mean()),
-            **self.value_metrics(tensors, q_target, targets, reward_scale)._asdict(),
+            **self.value_metrics(tensors, q_target, *targets, reward_scale)._asdict(),
         )

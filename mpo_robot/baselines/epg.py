@@ -9,14 +9,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from torch import nn
-
 from mpo_robot.acting import NumpyActor
 from mpo_robot.actor_critic import TensorBatch
-from mpo_robot.baselines.common import Baseline
+from mpo_robot.continuous import ContinuousActorCritic
 from mpo_robot.losses.gaussian import entropy, log_prob
 from mpo_robot.losses.policy_gradient import expected_policy_gradient
-from mpo_robot.mpo_config import LearnerConfig
 from mpo_robot.networks import GaussianPolicy
 from mpo_robot.replay import SequenceBatch
 
@@ -36,21 +33,11 @@ class Metrics(NamedTuple):
     out_of_bounds_mean: float
 
 
-class EPG(Baseline):
+class EPG(ContinuousActorCritic):
     """Expected policy gradient. The same sampled actions serve the policy and E_pi Q of the critic's target."""
 
     metric_names = Metrics._fields
     online_policy: GaussianPolicy
-
-    def __init__(self, observation_size: int, action_size: int, config: LearnerConfig, seed: int) -> None:
-        super().__init__(
-            lambda: GaussianPolicy(observation_size, action_size, config.policy),
-            observation_size,
-            action_size,
-            config,
-            nn.Module(),
-            seed,
-        )
 
     def actor(self) -> NumpyActor:
         """The Gaussian in NumPy, as MPO's."""
@@ -58,14 +45,14 @@ class EPG(Baseline):
 
     def backward(self, batch: SequenceBatch, reward_scale: float = 1.0, want_metrics: bool = False) -> Metrics | None:
         """First half of `update`: all losses, and their gradients in the parameters' `grad`."""
-        tensors = TensorBatch.of(batch)
+        tensors = TensorBatch.of(batch, reward_scale)
         weights = self.state_weights(tensors)
         policy = self.online_policy(tensors.observation.flatten(0, 1))
         mean, stddev = policy.mean.detach(), policy.stddev.detach()
         actions = mean + stddev * self.noise(self.config.epg.num_samples, *mean.shape)
         q_values, q_taken = self.target_values(tensors, actions)
         taken_log_prob = log_prob(self.before(mean, tensors), self.before(stddev, tensors), tensors.action)
-        targets = self.targets(tensors, taken_log_prob, q_values.mean(dim=0), q_taken, reward_scale)
+        targets = self.targets(tensors, taken_log_prob, q_values.mean(dim=0), q_taken)
         loss_critic = self.critic_loss(tensors, targets.returns)
         gradient = expected_policy_gradient(q_values, log_prob(policy.mean, policy.stddev, actions), weights)
         entropies = entropy(policy.stddev)
@@ -80,5 +67,5 @@ class EPG(Baseline):
             entropy=float(entropies.detach().mean()),
             stddev_mean=float(stddev.mean()),
             out_of_bounds_mean=float((actions.abs() > 1.0).any(dim=-1).float().mean()),
-            **self.value_metrics(tensors, q_values, targets, reward_scale)._asdict(),
+            **self.value_metrics(tensors, q_values, *targets, reward_scale)._asdict(),
         )

@@ -13,12 +13,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from mpo_robot.acting import FloatArray, NumpyActor, SampledAction
 from mpo_robot.actor_critic import TensorBatch
-from mpo_robot.baselines.common import Baseline, ValueMetrics
-from mpo_robot.duals import FLOOR, MIN_RAW_ALPHA, inverse_softplus
+from mpo_robot.continuous import ContinuousActorCritic
+from mpo_robot.duals import MIN_RAW_ALPHA, inverse_softplus, positive
 from mpo_robot.losses.mstep import Gaussian
 from mpo_robot.losses.policy_gradient import entropy_temperature_loss, soft_policy_gradient
 from mpo_robot.losses.squashed_gaussian import LARGEST_ACTION, squashed_log_prob, squashed_log_prob_of
@@ -37,7 +36,7 @@ class EntropyTemperature(nn.Module):
     @property
     def temperature(self) -> Tensor:
         """[1]."""
-        return functional.softplus(self.raw_temperature) + FLOOR
+        return positive(self.raw_temperature)
 
 
 class SquashedMean(nn.Module):
@@ -95,25 +94,27 @@ class Metrics(NamedTuple):
     trace_coefficient_mean: float
 
 
-class SAC(Baseline):
+class SAC(ContinuousActorCritic):
     """Soft actor-critic. There is no target policy in it: the online one is evaluated."""
 
     metric_names = Metrics._fields
     online_policy: GaussianPolicy
+    duals: EntropyTemperature
 
     def __init__(self, observation_size: int, action_size: int, config: LearnerConfig, seed: int) -> None:
-        gaussian = replace(config.policy, tanh_mean=False)  # tanh comes after the noise here
-        self.duals = EntropyTemperature(config.sac.init_temperature)
+        super().__init__(observation_size, action_size, config, seed)
         wanted = config.sac.target_entropy
         self.target_entropy = -float(action_size) if wanted is None else wanted
-        super().__init__(
-            lambda: GaussianPolicy(observation_size, action_size, gaussian),
-            observation_size,
-            action_size,
-            config,
-            self.duals,
-            seed,
-        )
+
+    @staticmethod
+    def make_policy(observation_size: int, action_size: int, config: LearnerConfig) -> GaussianPolicy:
+        """An untrained policy; tanh comes after the noise here, so its mean has none."""
+        return GaussianPolicy(observation_size, action_size, replace(config.policy, tanh_mean=False))
+
+    @staticmethod
+    def make_duals(action_size: int, config: LearnerConfig) -> EntropyTemperature:
+        """The temperature."""
+        return EntropyTemperature(config.sac.init_temperature)
 
     def actor(self) -> SquashedActor:
         """The squashed Gaussian in NumPy."""
@@ -130,7 +131,7 @@ class SAC(Baseline):
 
     def backward(self, batch: SequenceBatch, reward_scale: float = 1.0, want_metrics: bool = False) -> Metrics | None:
         """First half of `update`: all losses, and their gradients in the parameters' `grad`."""
-        tensors = TensorBatch.of(batch)
+        tensors = TensorBatch.of(batch, reward_scale)
         weights = self.state_weights(tensors)
         observation = tensors.observation.flatten(0, 1)
         policy = self.online_policy(observation)
@@ -142,7 +143,7 @@ class SAC(Baseline):
         value = target_q[0] - temperature.detach() * log_prob.detach()
         mean, stddev = (self.before(item.detach(), tensors) for item in policy)
         taken_log_prob = squashed_log_prob_of(mean, stddev, tensors.action)
-        targets = self.targets(tensors, taken_log_prob, value, q_taken, reward_scale)
+        targets = self.targets(tensors, taken_log_prob, value, q_taken)
         loss_critic = self.critic_loss(tensors, targets.returns)
         q_values, slope = self.slope(observation, action)
         policy_loss = soft_policy_gradient(action, log_prob, q_values, slope, temperature, weights)
@@ -152,7 +153,6 @@ class SAC(Baseline):
         loss.backward()
         if not want_metrics:
             return None
-        values: ValueMetrics = self.value_metrics(tensors, target_q, targets, reward_scale)
         return Metrics(
             loss_critic=float(loss_critic.detach()),
             loss_policy=-float(policy_loss.objective),
@@ -160,5 +160,5 @@ class SAC(Baseline):
             temperature=float(temperature.detach()),
             entropy=-float(weights @ log_prob.detach()),
             stddev_mean=float(policy.stddev.detach().mean()),
-            **values._asdict(),
+            **self.value_metrics(tensors, target_q, *targets, reward_scale)._asdict(),
         )
