@@ -63,6 +63,5 @@ def open_policy(path: str | Path, verify_graph: bool = True) -> OnnxPolicy | Onn
         ConfigError, SpecMismatchError: not a policy this program can run.
     """
     file = PolicyFile.read(path)
-    return (
-        OnnxPolicy(path, verify_graph) if file.spec.num_actions is None else OnnxCategoricalPolicy(file, verify_graph)
-    )
+    kind = OnnxPolicy if file.spec.num_actions is None else OnnxCategoricalPolicy
+    return kind(file, verify_graph)

@@ -84,10 +84,11 @@ class OnnxPolicy:
     metadata: dict[str, Any]
     has_density: bool
 
-    def __init__(self, path: str | Path, verify_graph: bool = True) -> None:
+    def __init__(self, source: str | Path | PolicyFile, verify_graph: bool = True) -> None:
         """Read, check and warm up a policy.
 
         Args:
+            source: Path of the file, or the file if it was read already.
             verify_graph: Refuse a graph that was changed since its export. False is for looking at one.
 
         Raises:
@@ -95,7 +96,7 @@ class OnnxPolicy:
                 exported one, or outputs that break the file contract on test observations.
             SpecMismatchError: the spec inside does not have the hash the file claims.
         """
-        file = PolicyFile.read(path)
+        file = source if isinstance(source, PolicyFile) else PolicyFile.read(source)
         self.path, self._session, self.metadata, self.spec = file.path, file.session, file.metadata, file.spec
         self.policy_version, self.graph_hash = file.policy_version, file.graph_hash
         if self.spec.num_actions is not None:
@@ -130,8 +131,7 @@ class OnnxPolicy:
             PolicyError: NaN or infinity in the observation or in what the policy made of it; stochastic, and the
                 policy has no density.
         """
-        if stochastic and not self.has_density:
-            self.require_mode(stochastic)
+        self.require_mode(stochastic)
         if np.shape(observation) != self._input.shape[1:]:
             raise ValueError(f"observation has shape {np.shape(observation)}, expected ({self.spec.observation_size},)")
         self._input[0] = observation

@@ -6,9 +6,9 @@ Axes: B batch, L sequence length, O observation size, A action size.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mpo_robot.episode import Episode
 from mpo_robot.errors import ConfigError
@@ -71,18 +71,8 @@ class ByteReplay(SequenceReplay):
         batch = super().sample(rng, batch_size, sequence_length)
         return batch._replace(observation=self._bytes[batch.observation[..., 0].astype(np.int64)].astype(np.float32))
 
-    def save(self, path: Path) -> None:
-        """Write the rows in use and the counters to an .npz file."""
-        index = self._rows_in_use()
-        with path.open("wb") as stream:
-            np.savez(
-                stream,
-                rows=self._rows[index],
-                observations=self._bytes[index],
-                next=self._next,
-                added=self.transitions_added,
-                capacity=self.capacity,
-            )
+    def _arrays_in_use(self) -> dict[str, Any]:
+        return super()._arrays_in_use() | {"observations": self._bytes[self._rows_in_use()]}
 
     def load(self, path: Path, resize: bool = False) -> None:
         """Restore `save` exactly. Another capacity is refused, whatever `resize` says."""
@@ -92,6 +82,3 @@ class ByteReplay(SequenceReplay):
         if observations.shape != (self._size, self._bytes.shape[1]):
             raise ConfigError(f"{path} holds no bytes of {self._bytes.shape[1]} observations: replay_bytes was changed")
         self._bytes[self._rows_in_use()] = observations
-
-    def _rows_in_use(self) -> npt.NDArray[np.int64]:
-        return np.arange(self._next - self._size, self._next) % self.capacity

@@ -9,7 +9,7 @@ and cut the trace. Axes: B batch, L sequence length, O observation size, A actio
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -146,9 +146,17 @@ class SequenceReplay:
 
     def save(self, path: Path) -> None:
         """Write the rows in use and the counters to an .npz file."""
-        rows = np.take(self._rows, np.arange(self._next - self._size, self._next), axis=0, mode="wrap")
+        counters: dict[str, Any] = {"next": self._next, "added": self.transitions_added, "capacity": self.capacity}
         with path.open("wb") as stream:
-            np.savez(stream, rows=rows, next=self._next, added=self.transitions_added, capacity=self.capacity)
+            np.savez(stream, **counters, **self._arrays_in_use())
+
+    def _arrays_in_use(self) -> dict[str, Any]:
+        """What `save` writes of each row in use, oldest first."""
+        return {"rows": self._rows[self._rows_in_use()]}
+
+    def _rows_in_use(self) -> npt.NDArray[np.int64]:
+        """Row numbers, oldest first."""
+        return np.arange(self._next - self._size, self._next) % self.capacity
 
     def load(self, path: Path, resize: bool = False) -> None:
         """Restore `save` exactly, positions in the ring included.
@@ -172,4 +180,4 @@ class SequenceReplay:
             rows = rows[-self.capacity :]
             start = len(rows) % self.capacity
         self._next, self._size, self.transitions_added = start, len(rows), added
-        self._rows[np.arange(self._next - self._size, self._next) % self.capacity] = rows
+        self._rows[self._rows_in_use()] = rows

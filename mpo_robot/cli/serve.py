@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from deploy.onnx_policy import OnnxPolicy
 from deploy.registry import PolicyRegistry, import_policy
 from deploy.server import PolicyServer, ServerConfig
 from deploy.timing import use_real_time_priority
@@ -108,11 +107,8 @@ def _config(args: argparse.Namespace) -> ServerConfig:
 
 
 def _import(policy: Path, registry: PolicyRegistry, stochastic: bool) -> None:
-    candidate = OnnxPolicy(policy)
-    if registry.signature() is None or not registry.has(candidate.policy_version):
-        candidate.require_mode(stochastic)  # before it is published, not when it is about to be served
     before = registry.signature()
-    version, own = import_policy(policy, registry)
+    version, own = import_policy(policy, registry, stochastic)
     if version != own:
         print(
             f"{policy} is version {own[:12]}, which its registry already had; the version in force is {version[:12]}, "
