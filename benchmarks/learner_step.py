@@ -11,11 +11,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import os
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +20,12 @@ import numpy as np
 import torch
 from _gemm_floor import Sizes, candidates, floating_point_operations, products
 from _naive_update import NaiveLearner
+from _record import write_record
 
 from mpo_robot.compute import configure_compute
 from mpo_robot.learner import Learner
 from mpo_robot.mpo_config import LearnerConfig
 from mpo_robot.replay import SequenceBatch
-from mpo_robot.run_folder import git_state, processor_name
 
 OUTPUT = Path(__file__).parent / "results" / "learner_step.json"
 OBSERVATION_SIZE, ACTION_SIZE = 17, 6
@@ -168,20 +165,16 @@ def main() -> None:
     bar_rows = list(results.values())[:2]
     met = all(row["learner_over_floor"] <= BAR for row in bar_rows)
     print(f"bar: at most {BAR} times the floor at N=20: {'met' if met else 'missed'}")
-    record = {
-        "benchmark": "learner_step",
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "git": git_state(),
-        "machine": {"cpu": processor_name(), "cores": os.cpu_count(), "load_average_1min": os.getloadavg()[0]},
-        "torch": torch.__version__,
-        "float32_matmul_precision": precision,
-        "threads": 1,
-        "rounds": args.rounds,
-        "results": results,
-        "bar": {"learner_over_floor": BAR, "met": met},
-    }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(record, indent=1) + "\n")
+    write_record(
+        args.output,
+        "learner_step",
+        torch=torch.__version__,
+        float32_matmul_precision=precision,
+        threads=1,
+        rounds=args.rounds,
+        results=results,
+        bar={"learner_over_floor": BAR, "met": met},
+    )
     print(f"wrote {args.output}")
 
 

@@ -14,20 +14,17 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
-import os
 import sys
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
+from _record import write_record
 from gymnasium.envs.registration import load_env_creator
 
-from mpo_robot.run_folder import git_state, processor_name
 from sim.backend import quiet_loading
 from sim.config import EnvironmentConfig
 from sim.dm_control_backend import load_suite
@@ -225,19 +222,15 @@ def main() -> None:
         task: measure_vector(task, arguments.vector_rounds, arguments.steps // 8) for task in arguments.vector_tasks
     }
     print_vector_table(vectors)
-    record = {
-        "benchmark": "sim_rate",
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "git": git_state(),
-        "machine": {"cpu": processor_name(), "cores": os.cpu_count(), "load_average_1min": os.getloadavg()[0]},
-        "versions": {name: importlib.metadata.version(name) for name in ("mujoco", "dm-control", "gymnasium", "numpy")},
-        "rounds": arguments.rounds,
-        "steps": arguments.steps,
-        "results": results,
-        "vector": vectors,
-    }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(record, indent=1) + "\n")
+    write_record(
+        arguments.output,
+        "sim_rate",
+        versions={name: importlib.metadata.version(name) for name in ("mujoco", "dm-control", "gymnasium", "numpy")},
+        rounds=arguments.rounds,
+        steps=arguments.steps,
+        results=results,
+        vector=vectors,
+    )
 
 
 if __name__ == "__main__":

@@ -12,25 +12,23 @@ JSON with the machine, the commit and the date.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import fields
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
+from _record import write_record
 
 from mpo_robot.cli.settings import load_run_config
 from mpo_robot.cli.train import make_trainer
 from mpo_robot.collection import Shared
 from mpo_robot.episode import Episode
-from mpo_robot.run_folder import RunFolder, git_state, processor_name
+from mpo_robot.run_folder import RunFolder
 from mpo_robot.sampling import normalize
 from mpo_robot.trainer import Trainer
 
@@ -164,16 +162,14 @@ def main() -> None:
     print_table(results)
     met = results["1 environment"]["all_but_update_over_update"] < BAR
     print(f"bar: all but the update below {BAR:.0%} of the update, one environment: {'met' if met else 'missed'}")
-    record = {
-        "benchmark": "training_split",
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "git": git_state(),
-        "machine": {"cpu": processor_name(), "cores": os.cpu_count(), "load_average_1min": os.getloadavg()[0]},
-        "torch": torch.__version__,
-        "task": "gymnasium:HalfCheetah-v4",
-        "threads": torch.get_num_threads(),
-        "replay_rows": FILLED_ROWS,
-        "parts": {
+    write_record(
+        args.output,
+        "training_split",
+        torch=torch.__version__,
+        task="gymnasium:HalfCheetah-v4",
+        threads=torch.get_num_threads(),
+        replay_rows=FILLED_ROWS,
+        parts={
             "environment": "steps and resets",
             "acting": "normalisation, policy, noise, log density",
             "insert": "rows of the replay",
@@ -182,11 +178,9 @@ def main() -> None:
             "update": "learner",
             "loop": "what is left of the loop",
         },
-        "results": results,
-        "bar": {"all_but_update_over_update": BAR, "met": met},
-    }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(record, indent=1) + "\n")
+        results=results,
+        bar={"all_but_update_over_update": BAR, "met": met},
+    )
     print(f"wrote {args.output}")
 
 
