@@ -104,6 +104,16 @@ def load_checkpoint(directory: Path, load_replay: Callable[[Path], None] | None 
     )
 
 
+def bytes_to_tensor(content: bytes) -> torch.Tensor:
+    """Bytes, an environment's state for instance, in a form that `weights_only` loads."""
+    return torch.from_numpy(np.frombuffer(content, np.uint8).copy())
+
+
+def bytes_from_tensor(tensor: torch.Tensor) -> bytes:
+    """Inverse of `bytes_to_tensor`."""
+    return tensor.numpy().tobytes()
+
+
 def rng_to_json(rng: np.random.Generator) -> str:
     """State of a NumPy generator as text."""
     return json.dumps(rng.bit_generator.state)

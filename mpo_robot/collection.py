@@ -14,6 +14,7 @@ import torch
 
 from mpo_robot.acting import SampledAction, uniform_action
 from mpo_robot.actor_critic import Actor
+from mpo_robot.checkpoint import bytes_from_tensor, bytes_to_tensor
 from mpo_robot.exploration import ColoredNoise
 from mpo_robot.normalization import ReturnScale, RunningNormalizer
 from mpo_robot.replay import SequenceReplay
@@ -96,7 +97,7 @@ class Collector:
         """Environment and episode."""
         return {
             "noise": self.noise.state_dict(),
-            "environment": _to_tensor(self.environment.get_state()),
+            "environment": bytes_to_tensor(self.environment.get_state()),
             "observation": torch.tensor(np.asarray(self.observation)),
             "episode_return": self.episode_return,
             "finished_returns": list(self.finished_returns),
@@ -110,7 +111,7 @@ class Collector:
         """
         _require_count(state, 1)
         self.noise.load_state_dict(state.get("noise", {"noise": []}))  # checkpoints of version 0.1 have none
-        self.environment.set_state(state["environment"].numpy().tobytes())
+        self.environment.set_state(bytes_from_tensor(state["environment"]))
         self.observation = state["observation"].numpy()
         self.episode_return = float(state["episode_return"])
         self.finished_returns = list(state["finished_returns"])
@@ -233,7 +234,7 @@ class VectorCollector:
         """Environments and episodes, with the transitions that wait for the replay."""
         return {
             "lanes": [lane.state_dict() for lane in self.lanes],
-            "environment": _to_tensor(self.environment.get_state()),
+            "environment": bytes_to_tensor(self.environment.get_state()),
             "finished_returns": list(self.finished_returns),
         }
 
@@ -246,7 +247,7 @@ class VectorCollector:
         _require_count(state, len(self.lanes))
         for lane, saved in zip(self.lanes, state["lanes"]):
             lane.load_state_dict(saved)
-        self.environment.set_state(state["environment"].numpy().tobytes())
+        self.environment.set_state(bytes_from_tensor(state["environment"]))
         self.finished_returns = list(state["finished_returns"])
         self.started = True
 
@@ -264,7 +265,3 @@ def _require_count(state: dict[str, Any], count: int) -> None:
     saved = len(state["lanes"]) if "lanes" in state else 1
     if saved != count:
         raise ValueError(f"it was saved with training.environments {saved}, and here are {count}")
-
-
-def _to_tensor(state: bytes) -> torch.Tensor:
-    return torch.from_numpy(np.frombuffer(state, np.uint8).copy())

@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from mpo_robot.baselines.config import PPOConfig
 from mpo_robot.baselines.gymnasium_adapter import GymnasiumAdapter
 from mpo_robot.baselines.ppo_network import PPOActor, PPONetwork
-from mpo_robot.checkpoint import load_checkpoint, save_checkpoint
+from mpo_robot.checkpoint import bytes_from_tensor, bytes_to_tensor, load_checkpoint, save_checkpoint
 from mpo_robot.errors import ConfigError
 from mpo_robot.evaluation import Evaluation, evaluate
 from mpo_robot.metrics import EVALUATION_COLUMNS, MetricsWriter, metric_columns
@@ -195,7 +195,7 @@ class PPOTrainer(BaseCallback):
             "return_scale": None if self.return_scale is None else self.return_scale.state_dict(),
             "torch_rng": torch.get_rng_state(),
             "numpy_rng": json.dumps(numpy_rng),
-            "environment": torch.from_numpy(np.frombuffer(self.environment.get_state(), np.uint8).copy()),
+            "environment": bytes_to_tensor(self.environment.get_state()),
             "observation": torch.tensor(ppo._last_obs) if continues else None,
             "episode_start": bool(ppo._last_episode_starts[0]) if continues else True,  # type: ignore[index]
             "episode_return": self.adapter.episode_return,
@@ -218,7 +218,7 @@ class PPOTrainer(BaseCallback):
             self.normalizer.load_state_dict(state["normalizer"])
         if self.return_scale is not None:
             self.return_scale.load_state_dict(state["return_scale"])
-        self.environment.set_state(state["environment"].numpy().tobytes())
+        self.environment.set_state(bytes_from_tensor(state["environment"]))
         if state["observation"] is not None:
             ppo._last_obs = state["observation"].numpy()
             ppo._last_episode_starts = np.array([state["episode_start"]])
