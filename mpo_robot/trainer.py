@@ -41,6 +41,7 @@ class Trainer:
         learner: Learner settings.
         folder: Run folder, already created.
         seed: Seeds networks, action noise, replay sampling and the environment.
+        action_repeat: Environment steps that the environment makes of one action; all of them count.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Trainer:
         learner: LearnerConfig,
         folder: RunFolder,
         seed: int,
+        action_repeat: int = 1,
     ) -> None:
         spec = environment.spec
         self.environment = environment
@@ -69,6 +71,7 @@ class Trainer:
         shared = Shared(self.actor, self.replay, self.normalizer, self.return_scale, self.rng)
         self.collector = make_collector(environment, shared, training)
         self.environment_steps = 0
+        self._steps_per_turn = training.environments * action_repeat
         self.update_debt = 0.0  # updates owed; a fraction when updates_per_step is not whole
         self.latest_metrics: dict[str, float] = {}  # of the newest measured update
         self.stop_requested = False
@@ -87,8 +90,8 @@ class Trainer:
     ) -> None:
         """Train until `total_steps` or until `stop_requested` is set (by a signal handler), then save.
 
-        What is due every so many steps comes when that many are reached: with several environments, up to
-        `environments` - 1 steps late, and the training then ends so much late too.
+        What is due every so many steps comes when that many are reached: with several environments or repeated
+        actions, up to one turn of all environments late, and the training then ends so much late too.
 
         Args:
             on_evaluation: Called with the environment steps and the result of each evaluation.
@@ -128,7 +131,7 @@ class Trainer:
 
     def _reached_multiple(self, period: int) -> bool:
         """Whether the newest step of the environments reached or passed a multiple of `period`."""
-        return self.environment_steps % period < self.config.environments
+        return self.environment_steps % period < self._steps_per_turn
 
     def _evaluation_is_due(self) -> bool:
         """By steps; at the end of the training, so that the policy it leaves is known."""
@@ -139,7 +142,7 @@ class Trainer:
         """By steps; at the end of the warm-up, so that an early crash is not a run from the start; or by time."""
         return (
             self._reached_multiple(self.config.checkpoint_period)
-            or 0 <= self.environment_steps - self.config.warmup_steps < self.config.environments
+            or 0 <= self.environment_steps - self.config.warmup_steps < self._steps_per_turn
             or time.monotonic() - last_saved_at >= 60.0 * self.config.checkpoint_minutes
         )
 
@@ -156,13 +159,13 @@ class Trainer:
 
     def _collect_step(self) -> None:
         self.collector.step(uniform=self.environment_steps < self.config.warmup_steps)
-        self.environment_steps += self.config.environments
+        self.environment_steps += self._steps_per_turn
 
     def _learn(self) -> None:
         config = self.learner.config
         if self.environment_steps < self.config.warmup_steps:
             return
-        updates_per_turn = self.config.environments * self.config.updates_per_step
+        updates_per_turn = self._steps_per_turn * self.config.updates_per_step
         self.update_debt += updates_per_turn
         if not self.replay.can_sample(config.sequence_length):
             return  # several environments still hold their first pieces back; the updates stay owed
@@ -179,10 +182,10 @@ class Trainer:
                 self.latest_metrics = metrics._asdict()
 
     def _turns_to_row(self) -> int:
-        """Further steps of the environments until a row of metrics.csv is due."""
+        """Further turns of all environments until a row of metrics.csv is due."""
         if self._reached_multiple(self.config.log_period):
             return 0
-        return math.ceil((-self.environment_steps % self.config.log_period) / self.config.environments)
+        return math.ceil((-self.environment_steps % self.config.log_period) / self._steps_per_turn)
 
     def _counters(self) -> dict[str, Any]:
         return {

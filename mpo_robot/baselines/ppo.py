@@ -8,6 +8,7 @@ rollout is shortened to what is left of `total_steps`, and learnt from before th
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +72,7 @@ class PPOTrainer(BaseCallback):
         learner: LearnerConfig,
         folder: RunFolder,
         seed: int,
+        action_repeat: int = 1,
     ) -> None:
         super().__init__()
         spec = environment.spec
@@ -90,11 +92,12 @@ class PPOTrainer(BaseCallback):
         self.stop_requested = False
         self._wall_time_before, self._started = 0.0, time.monotonic()
         self._last_saved = 0
+        self._action_repeat = action_repeat
 
     @property
     def environment_steps(self) -> int:
-        """Steps so far."""
-        return self.ppo.num_timesteps
+        """Steps so far, those of repeated actions included."""
+        return self.ppo.num_timesteps * self._action_repeat
 
     @property
     def wall_time_s(self) -> float:
@@ -116,7 +119,7 @@ class PPOTrainer(BaseCallback):
             resume_step,
         )
         self._speed_mark = (time.monotonic(), self.environment_steps)
-        remaining = self.config.total_steps - self.environment_steps
+        remaining = math.ceil((self.config.total_steps - self.environment_steps) / self._action_repeat)
         try:
             if remaining > 0:
                 # log_interval None leaves the records in the logger, where the rows of metrics.csv come from.
@@ -153,11 +156,11 @@ class PPOTrainer(BaseCallback):
 
     def _report(self) -> None:
         step, total = self.environment_steps, self.config.total_steps
-        if step % self.config.log_period == 0:
+        if step % self.config.log_period < self._action_repeat:
             self._write_metrics()
             if self._on_progress is not None:
                 self._on_progress(step)
-        if step % self.config.evaluation_period == 0 or step == total:
+        if step % self.config.evaluation_period < self._action_repeat or step >= total:
             result = self.evaluate()
             self._writer.evaluation(self._counters() | result.summary())
             if self._on_evaluation is not None:
@@ -201,11 +204,11 @@ class PPOTrainer(BaseCallback):
             "episode_return": self.adapter.episode_return,
             "finished_returns": list(self.adapter.finished_returns),
             "recorded": {name: float(value) for name, value in ppo.logger.name_to_value.items()},
-            "environment_steps": ppo.num_timesteps,
+            "environment_steps": self.environment_steps,
             "wall_time_s": self.wall_time_s,
         }
-        save_checkpoint(self.folder.checkpoints, ppo.num_timesteps, state, _no_replay)
-        self._last_saved = ppo.num_timesteps
+        save_checkpoint(self.folder.checkpoints, self.environment_steps, state, _no_replay)
+        self._last_saved = self.environment_steps
 
     def resume(self) -> None:
         """Restore the newest checkpoint, exactly."""
@@ -213,7 +216,8 @@ class PPOTrainer(BaseCallback):
         ppo, learner = self.ppo, state["learner"]
         ppo.policy.load_state_dict(learner["policy"])
         ppo.policy.optimizer.load_state_dict(learner["optimizer"])
-        ppo._n_updates, ppo.num_timesteps = learner["learner_steps"], state["environment_steps"]
+        ppo._n_updates = learner["learner_steps"]
+        ppo.num_timesteps = state["environment_steps"] // self._action_repeat
         if self.normalizer is not None:
             self.normalizer.load_state_dict(state["normalizer"])
         if self.return_scale is not None:

@@ -78,7 +78,8 @@ def make_trainer(
     if not resume:
         folder.create(dump_yaml(config), environment.spec, config.seed)
     kind = _trainer_of(config.learner.algorithm)
-    trainer = kind(environment, evaluation_environment, config.training, config.learner, folder, config.seed)
+    settings = (config.training, config.learner, folder, config.seed, config.environment.action_repeat)
+    trainer = kind(environment, evaluation_environment, *settings)
     if resume:
         folder.spec().require_same(environment.spec, "the run", "the environment")
         try:

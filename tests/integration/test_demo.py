@@ -30,6 +30,9 @@ def test_the_demo_closes_the_loop_and_its_numbers_come_from_its_own_logs(tmp_pat
     assert [log.complete for log in collected] == [True, True]
     assert result["real_steps"] == sum(len(log.records) for log in collected) == 1000
     assert result["learned_return"]["mean"] == pytest.approx(sum(record.reward for record in learned[0].records))
+    # Every step of the repeated actions counts, as it does for the updates: half of one per step from 300 to 600.
+    evaluation = (folder / "run" / "evaluations.csv").read_text().splitlines()[1].split(",")
+    assert evaluation[:2] == ["600", "151"]
     # What acted before and after learning are two versions, and the registry can go back to the first.
     registry = PolicyRegistry(folder / "policy.onnx.versions")
     first = {record.policy_version for record in collected[0].records}

@@ -37,12 +37,12 @@ TRAINING = TrainingConfig(
 )
 
 
-def make(path, learner=LEARNER, **settings):
+def make(path, learner=LEARNER, action_repeat=1, **settings):
     folder = RunFolder(path)
     if not folder.config_file.exists():
         folder.create("", SPEC, 0)
     training = change(TRAINING, **settings)
-    return PPOTrainer(PointEnvironment(), PointEnvironment(), training, learner, folder, seed=0)
+    return PPOTrainer(PointEnvironment(), PointEnvironment(), training, learner, folder, 0, action_repeat)
 
 
 def rows(path):
@@ -202,3 +202,15 @@ def test_ppo_has_no_replay_and_no_use_for_logs():
 def test_bad_settings_are_refused(settings, text):
     with pytest.raises(ValueError, match=text):
         PPOConfig(**settings)
+
+
+def test_every_step_of_a_repeated_action_counts(tmp_path):
+    trainer = make(tmp_path / "run", action_repeat=4)
+    trainer.run()
+    assert trainer.ppo.num_timesteps == 18
+    assert trainer.environment_steps == 72  # the first turn at or past 70
+    written = rows(tmp_path / "run" / "evaluations.csv")
+    assert [int(row["environment_steps"]) for row in written] == [36, 72]
+    resumed = make(tmp_path / "run", action_repeat=4)
+    resumed.resume()
+    assert resumed.environment_steps == 72

@@ -54,7 +54,7 @@ class Silent:
 def make_trainer(tmp_path, monkeypatch):
     monkeypatch.setattr("mpo_robot.trainer.MetricsWriter", Silent)
 
-    def make(learner=CONFIG, **settings):
+    def make(learner=CONFIG, action_repeat=1, **settings):
         defaults = {
             "total_steps": 40,
             "warmup_steps": 15,
@@ -68,7 +68,7 @@ def make_trainer(tmp_path, monkeypatch):
         training = TrainingConfig(**(defaults | settings))
         environments = Journal(), Journal()
         (tmp_path / "run").mkdir()
-        return Trainer(*environments, training, learner, RunFolder(tmp_path / "run"), seed=0)
+        return Trainer(*environments, training, learner, RunFolder(tmp_path / "run"), 0, action_repeat)
 
     return make
 
@@ -116,6 +116,16 @@ def test_updates_per_step_are_kept_exactly(make_trainer, rate, expected):
     trainer.run()
     assert trainer.learner.learner_steps == expected  # steps 15 to 40
     assert trainer.update_debt == pytest.approx(26 * rate - expected)
+
+
+def test_every_step_of_a_repeated_action_counts(make_trainer):
+    trainer = make_trainer(action_repeat=3, total_steps=40, warmup_steps=15, log_period=10, evaluation_period=20)
+    trainer.run()
+    assert len(trainer.environment.steps) == 14
+    assert trainer.environment_steps == 42
+    assert trainer.learner.learner_steps == 30  # of the turns that end at steps 15, 18, ..., 42
+    assert [row["environment_steps"] for row in Silent.last.rows] == [12, 21, 30, 42]
+    assert [row["environment_steps"] for row in Silent.last.evaluations] == [21, 42]
 
 
 def test_normaliser_and_return_scale_see_every_state_and_reward_once(make_trainer):
