@@ -12,9 +12,10 @@ from deploy.log_writer import EpisodeLogWriter
 from deploy.loop_parts import EndReason, LoopParts
 from deploy.loop_statistics import LoopStatistics
 from deploy.robot import Robot
-from deploy.safety import TermWatch, compile_limits
+from deploy.safety import compile_limits
 from deploy.stopping import Watchdog, stop_robot
 from deploy.timing import steady_interpreter
+from deploy.watch import TermWatch
 from mpo_robot.errors import ConfigError
 
 
@@ -54,7 +55,7 @@ class ControlLoop:
         self._robot = robot
         self._parts = parts
         self._limits = compile_limits(parts.safety, robot.spec)
-        TermWatch(parts.safety, robot.spec)
+        TermWatch(parts.safety.watch, robot.spec)
         if parts.fallback.needs_local_policy and parts.local is None:
             raise ConfigError(
                 "fallback.ladder has the rung `local`, which needs a policy file in this process: "

@@ -19,10 +19,11 @@ from deploy.loop_parts import EndReason, LoopParts
 from deploy.loop_statistics import LoopStatistics
 from deploy.observation_checks import ObservationMonitor, Verdict
 from deploy.robot import Measurement, Robot, RobotError
-from deploy.safety import CommandLimits, TermWatch, filter_command
+from deploy.safety import CommandLimits, filter_command
 from deploy.step_builder import Decision, OpenStep, StepBuilder
 from deploy.stopping import Watchdog
 from deploy.timing import FastSchedule, RateSchedule, Tick
+from deploy.watch import TermWatch
 
 FloatArray = npt.NDArray[np.float32]
 End = tuple[EndReason, str]
@@ -55,7 +56,7 @@ class EpisodeRunner:
         self._spec, self._clock = spec, clock
         self._first: Measurement | None = first
         self._monitor = ObservationMonitor(parts.observation, spec.control_dt, check_age=loop.is_real_time)
-        self._watch = TermWatch(parts.safety, spec)
+        self._watch = TermWatch(parts.safety.watch, spec)
         wall_time_ns = clock.wall_time_ns()
         self._builder = StepBuilder(spec, episode_id, wall_time_ns - first.monotonic_ns)
         self._ladder = LadderState()
@@ -122,10 +123,10 @@ class EpisodeRunner:
             return EndReason.TRUNCATED, ""
         if watchdog.fired:
             return EndReason.WATCHDOG, "the robot's driver did not return in time"
-        violations, stop = self._watch.check(measurement.observation)
-        self.statistics.faults.update(violations)
-        if verdict.stop or stop:
-            return EndReason.SAFETY, verdict.stop or stop
+        watched = self._watch.check(measurement)
+        self.statistics.faults.update(watched.violations)
+        if verdict.stop or watched.fault:
+            return EndReason.SAFETY, verdict.stop or watched.fault
         if self._parts.should_stop():
             return EndReason.OPERATOR, ""
         if 0 < self._parts.loop.max_steps <= self._sent:

@@ -18,9 +18,10 @@ from deploy.loop_parts import LoopConfig, LoopParts
 from deploy.observation_checks import ObservationConfig
 from deploy.onnx_policy import OnnxPolicy
 from deploy.robot import Robot, RobotError
-from deploy.safety import SafetyConfig, TermWatch, compile_limits
+from deploy.safety import SafetyConfig, compile_limits
 from deploy.security import ClientSecurity
 from deploy.timing import Clock, SystemClock
+from deploy.watch import TermWatch
 from mpo_robot.errors import ConfigError
 from mpo_robot.specs import PolicySpec
 
@@ -148,7 +149,7 @@ def build_parts(config: RobotConfig, spec: PolicySpec, should_stop: Callable[[],
     """
     # What the configuration alone decides comes before the wait for a server.
     compile_limits(config.safety, spec)
-    TermWatch(config.safety, spec)
+    TermWatch(config.safety.watch, spec)
     open_log = _log_opener(config, spec)
     clock = SystemClock(round(config.loop.spin_s * 1e9))
     local = None

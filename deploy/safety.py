@@ -1,25 +1,38 @@
 """Command safety: a pure filter between whatever chose a command and the robot.
 
-Order: NaN guard, position limit, rate limit. The rate limit is last, so that no limit can cause a jump. NaN and
-infinity never pass, whatever the configuration. Shapes: O observation size, A action size.
+Order: NaN guard, position limit, acceleration limit, rate limit. The rate limit is last, so that no limit can cause a
+jump; the acceleration limit brakes early enough not to run through a position limit. NaN and infinity never pass,
+whatever the configuration. Limits on what is measured are in `deploy.watch`. Shapes: A action size.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from deploy.watch import LimitMode, WatchedTerm, check_names, term_slices
 from mpo_robot.errors import ConfigError
-from mpo_robot.specs import PolicySpec, TermSpec
+from mpo_robot.specs import PolicySpec
+
+__all__ = [
+    "AccelerationLimit",
+    "ClampMode",
+    "CommandLimits",
+    "Filtered",
+    "PositionLimit",
+    "Range",
+    "RateLimit",
+    "SafetyConfig",
+    "WatchedTerm",
+    "compile_limits",
+    "filter_command",
+]
 
 FloatArray = npt.NDArray[np.float32]
-ClampMode = Literal["off", "warn", "clamp", "stop"]
-WatchMode = Literal["off", "warn", "stop"]
+ClampMode = LimitMode
 
 
 @dataclass(frozen=True)
@@ -35,7 +48,8 @@ class PositionLimit:
     """Where commands may be.
 
     Attributes:
-        mode: What happens outside: nothing, a counted warning, clamping, or a stop.
+        mode: What happens outside: `off` nothing, `warn` a counted warning, `clamp` clamping, `fault` a stop that a
+            human must re-arm. `stop` is the older word for `fault`.
         margin: Soft margin inside the spec's command bounds, as a fraction of the range, at each end.
         terms: Narrower intervals for single command terms, by name.
     """
@@ -60,20 +74,17 @@ class RateLimit:
 
 
 @dataclass(frozen=True)
-class WatchedTerm:
-    """A limit on something measured, for example joint velocity, torque, tilt or temperature.
+class AccelerationLimit:
+    """How fast the rate of commands may change.
 
     Attributes:
-        term: Name of an observation term.
-        max_abs: Largest magnitude of any of its scalars, in its unit.
-        mode: What happens beyond it. `stop` stops the robot; a measurement cannot be clamped.
-        ticks: Consecutive readings beyond the limit before a stop.
+        mode: What happens beyond the limit, as for a position.
+        max_per_second2: Largest change of the rate per second, that is per second squared, of each command term, by
+            name, in its unit; `default` stands for all terms not named. A term without a number is not limited.
     """
 
-    term: str
-    max_abs: float
-    mode: WatchMode = "stop"
-    ticks: int = 1
+    mode: ClampMode = "clamp"
+    max_per_second2: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,7 +93,8 @@ class SafetyConfig:
 
     Attributes:
         position: Limit on command values.
-        rate: Limit on command changes.
+        rate: Limit on command changes: velocity.
+        acceleration: Limit on changes of that rate.
         watch: Limits on measured terms.
         applied_tolerance: A robot that reports a command which differs from the one sent by no more than this
             fraction of the half range (the resolution of a servo, for example) did not modify the action.
@@ -90,19 +102,32 @@ class SafetyConfig:
 
     position: PositionLimit = field(default_factory=PositionLimit)
     rate: RateLimit = field(default_factory=RateLimit)
+    acceleration: AccelerationLimit = field(default_factory=AccelerationLimit)
     watch: tuple[WatchedTerm, ...] = ()
     applied_tolerance: float = 0.0
 
 
 @dataclass(frozen=True)
 class CommandLimits:
-    """`SafetyConfig` as arrays for one spec; all [A], physical units. `max_change` is per control period."""
+    """`SafetyConfig` as arrays for one spec; all [A], physical units. Changes are per motor command.
+
+    Attributes:
+        position_mode: Of `low` and `high`.
+        low: Lowest command.
+        high: Highest command.
+        rate_mode: Of `max_change`.
+        max_change: From one command to the next.
+        acceleration_mode: Of `max_change_of_change`.
+        max_change_of_change: Between two such changes; None if no term is limited.
+    """
 
     position_mode: ClampMode
     low: FloatArray
     high: FloatArray
     rate_mode: ClampMode
     max_change: FloatArray
+    acceleration_mode: ClampMode
+    max_change_of_change: npt.NDArray[np.float64] | None
 
 
 class Filtered(NamedTuple):
@@ -111,7 +136,7 @@ class Filtered(NamedTuple):
     Attributes:
         command: float32 [A] that may be sent, always finite; None if nothing may be sent.
         modified: It differs from what was asked.
-        violations: Names of the limits that were violated: `nan`, `position`, `rate`.
+        violations: Names of the limits that were violated: `nan`, `position`, `acceleration`, `rate`.
         stop: Reason to stop the robot now, or empty.
     """
 
@@ -121,20 +146,23 @@ class Filtered(NamedTuple):
     stop: str
 
 
-def compile_limits(config: SafetyConfig, spec: PolicySpec) -> CommandLimits:
+def compile_limits(config: SafetyConfig, spec: PolicySpec, command_dt: float | None = None) -> CommandLimits:
     """Arrays of limits for a spec.
+
+    Args:
+        config: The limits.
+        spec: Interface of the robot.
+        command_dt: Seconds from one motor command to the next; None: one control period.
 
     Raises:
         ConfigError: an unknown term, an empty interval, or an interval outside the spec's bounds.
     """
-    position, rate = config.position, config.rate
+    position, dt = config.position, command_dt or spec.control_dt
     if not 0.0 <= position.margin < 0.5:
         raise ConfigError(f"safety.position.margin must be in [0, 0.5), got {position.margin}")
-    _check_names("safety.position.terms", position.terms, spec.command)
-    _check_names("safety.rate.max_per_second", rate.max_per_second, spec.command, extra=("default",))
+    check_names("safety.position.terms", position.terms, spec.command)
     inset = np.float32(position.margin) * (spec.command_high - spec.command_low)
     low, high = spec.command_low + inset, spec.command_high - inset
-    max_change = np.full(spec.action_size, np.inf, np.float32)
     for term, part in term_slices(spec.command):
         narrower = position.terms.get(term.name, Range())
         if narrower.low is not None:
@@ -143,21 +171,42 @@ def compile_limits(config: SafetyConfig, spec: PolicySpec) -> CommandLimits:
             high[part] = np.minimum(high[part], np.float32(narrower.high))
         if not (low[part] < high[part]).all():
             raise ConfigError(f"safety.position: no command is allowed for term {term.name!r}")
-        per_second = rate.max_per_second.get(term.name, rate.max_per_second.get("default"))
-        if per_second is not None:
-            if not per_second > 0:
-                raise ConfigError(f"safety.rate.max_per_second.{term.name} must be positive, got {per_second}")
-            max_change[part] = per_second * spec.control_dt
-    return CommandLimits(position.mode, low, high, rate.mode, max_change)
+    rates = _per_term("safety.rate.max_per_second", config.rate.max_per_second, spec)
+    accelerations = _per_term("safety.acceleration.max_per_second2", config.acceleration.max_per_second2, spec)
+    return CommandLimits(
+        position_mode=position.mode,
+        low=low,
+        high=high,
+        rate_mode=config.rate.mode,
+        max_change=(rates * dt).astype(np.float32),
+        acceleration_mode=config.acceleration.mode,
+        max_change_of_change=accelerations * dt**2 if np.isfinite(accelerations).any() else None,
+    )
 
 
-def filter_command(command: FloatArray, previous: FloatArray, limits: CommandLimits) -> Filtered:
+def _per_term(path: str, numbers: dict[str, float], spec: PolicySpec) -> npt.NDArray[np.float64]:
+    """[A] numbers given by term name; infinity where none is given."""
+    check_names(path, numbers, spec.command, extra=("default",))
+    result = np.full(spec.action_size, np.inf)
+    for term, part in term_slices(spec.command):
+        number = numbers.get(term.name, numbers.get("default"))
+        if number is not None:
+            if not number > 0:
+                raise ConfigError(f"{path}.{term.name} must be positive, got {number}")
+            result[part] = number
+    return result
+
+
+def filter_command(
+    command: FloatArray, previous: FloatArray, limits: CommandLimits, before: FloatArray | None = None
+) -> Filtered:
     """Make a command safe.
 
     Args:
         command: [A] asked for, physical units; may hold anything.
-        previous: [A] applied in the previous period; must be finite for anything to pass.
+        previous: [A] applied last; must be finite for anything to pass.
         limits: From `compile_limits`.
+        before: [A] applied before that, for the acceleration limit; None: the robot was at rest.
 
     Returns:
         The command to send and what was found. Pure: equal arguments give equal results.
@@ -169,65 +218,62 @@ def filter_command(command: FloatArray, previous: FloatArray, limits: CommandLim
     if not np.isfinite(command).all():
         violations.append("nan")
         result = previous.copy()
-    for name, mode, low, high in (
-        ("position", limits.position_mode, limits.low, limits.high),
-        ("rate", limits.rate_mode, previous - limits.max_change, previous + limits.max_change),
+    for name, mode in (
+        ("position", limits.position_mode),
+        ("acceleration", limits.acceleration_mode),
+        ("rate", limits.rate_mode),
     ):
         if mode == "off":
             continue
-        clamped = np.clip(result, low, high)
+        low, high = _interval(name, previous, before, limits)
+        clamped = np.minimum(np.maximum(result, low), high)
         if np.array_equal(clamped, result):
             continue
         violations.append(name)
         if mode == "clamp":
             result = clamped
-        elif mode == "stop":
+        elif mode != "warn":
             stop = stop or f"command {result.tolist()} violates the {name} limit"
     modified = bool(violations) and not np.array_equal(result, command)
     return Filtered(None if stop else result, modified, tuple(violations), stop)
 
 
-class TermWatch:
-    """Checks measured terms against `SafetyConfig.watch`. Deterministic; counts consecutive violations."""
-
-    def __init__(self, config: SafetyConfig, spec: PolicySpec) -> None:
-        """Raises ConfigError for an unknown term or a senseless number."""
-        _check_names("safety.watch", {item.term: item for item in config.watch}, spec.observation)
-        for item in config.watch:
-            if not item.max_abs > 0 or item.ticks < 1:
-                raise ConfigError(f"safety.watch: term {item.term!r} needs max_abs > 0 and ticks >= 1")
-        parts = {term.name: part for term, part in term_slices(spec.observation)}
-        self._watched = [(item, parts[item.term]) for item in config.watch if item.mode != "off"]
-        self._counts = [0] * len(self._watched)
-
-    def check(self, observation: FloatArray) -> tuple[tuple[str, ...], str]:
-        """(names of terms beyond their limit, reason to stop or empty) for an observation [O]. NaN is beyond."""
-        violations, stop = [], ""
-        for index, (item, part) in enumerate(self._watched):
-            worst = float(np.abs(observation[part]).max())
-            if worst <= item.max_abs:
-                self._counts[index] = 0
-                continue
-            self._counts[index] += 1
-            violations.append(item.term)
-            if item.mode == "stop" and self._counts[index] >= item.ticks:
-                stop = stop or f"{item.term} is {worst:.4g}, limit {item.max_abs:.4g}"
-        return tuple(violations), stop
+def _interval(
+    name: str, previous: FloatArray, before: FloatArray | None, limits: CommandLimits
+) -> tuple[FloatArray, FloatArray]:
+    """Lowest and highest command [A] that one limit allows."""
+    if name == "position":
+        return limits.low, limits.high
+    if name == "rate":
+        return previous - limits.max_change, previous + limits.max_change
+    if limits.max_change_of_change is None:
+        return _ANYTHING
+    return _acceleration_interval(previous, previous if before is None else before, limits, limits.max_change_of_change)
 
 
-def term_slices(terms: tuple[TermSpec, ...]) -> list[tuple[TermSpec, slice]]:
-    """Each term with its place in the flat vector."""
-    result, start = [], 0
-    for term in terms:
-        result.append((term, slice(start, start + term.size)))
-        start += term.size
-    return result
+def _acceleration_interval(
+    previous: FloatArray, before: FloatArray, limits: CommandLimits, most: npt.NDArray[np.float64]
+) -> tuple[FloatArray, FloatArray]:
+    """Commands whose change differs from the last change by no more than `most`, and from which braking at that rate
+    ends inside the position limits.
+
+    In units of one command: a change v now, braked by a = `most` per command, moves on by less than v + v^2 / (2 a).
+    Setting that equal to the distance d to the limit gives the largest v = a (sqrt(1 + 2 d / a) - 1); a change that
+    obeys it leaves one that obeys it too. Where both cannot be had (the robot came in too fast), the position limit
+    is kept and the acceleration limit is not.
+    """
+    now = previous.astype(np.float64)
+    last = now - before
+    low, high = now + last - most, now + last + most
+    if limits.position_mode == "clamp":
+        limited = np.isfinite(most)
+        a = np.where(limited, most, 1.0)
+        room_up, room_down = np.maximum(limits.high - now, 0.0), np.maximum(now - limits.low, 0.0)
+        up = np.where(limited, a * (np.sqrt(1.0 + 2.0 * room_up / a) - 1.0), np.inf)
+        down = np.where(limited, a * (np.sqrt(1.0 + 2.0 * room_down / a) - 1.0), np.inf)
+        low, high = np.minimum(low, now + up), np.maximum(high, now - down)
+        low, high = np.maximum(low, now - down), np.minimum(high, now + up)
+    return low.astype(np.float32), high.astype(np.float32)
 
 
-def _check_names(path: str, named: Mapping[str, Any], terms: tuple[TermSpec, ...], extra: tuple[str, ...] = ()) -> None:
-    known = [term.name for term in terms] + list(extra)
-    for name in named:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"the robot has {', '.join(known)}"
-            raise ConfigError(f"{path}: unknown term {name!r}: {hint}")
+_ANYTHING: tuple[FloatArray, FloatArray] = (np.full(1, -np.inf, np.float32), np.full(1, np.inf, np.float32))

@@ -7,14 +7,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from deploy.safety import (
+    AccelerationLimit,
     ClampMode,
     CommandLimits,
     PositionLimit,
     Range,
     RateLimit,
     SafetyConfig,
-    TermWatch,
-    WatchedTerm,
     compile_limits,
     filter_command,
 )
@@ -33,8 +32,14 @@ def array(*values: float) -> np.ndarray:
     return np.array(values, np.float32)
 
 
-def limits(position: PositionLimit | None = None, rate: RateLimit | None = None) -> CommandLimits:
-    return compile_limits(SafetyConfig(position=position or PositionLimit(), rate=rate or RateLimit()), SPEC)
+def limits(
+    position: PositionLimit | None = None,
+    rate: RateLimit | None = None,
+    acceleration: AccelerationLimit | None = None,
+    command_dt: float | None = None,
+) -> CommandLimits:
+    config = SafetyConfig(position or PositionLimit(), rate or RateLimit(), acceleration or AccelerationLimit())
+    return compile_limits(config, SPEC, command_dt)
 
 
 def test_command_inside_all_limits_passes_unchanged() -> None:
@@ -85,7 +90,8 @@ def test_term_without_a_rate_is_not_limited() -> None:
         ("off", 1.5, False, (), False),
         ("warn", 1.5, False, ("position",), False),
         ("clamp", 1.0, True, ("position",), False),
-        ("stop", None, False, ("position",), True),
+        ("fault", None, False, ("position",), True),
+        ("stop", None, False, ("position",), True),  # the older word
     ],
 )
 def test_position_modes(
@@ -140,24 +146,6 @@ def test_clamped_commands_are_finite_smooth_and_come_back_inside(
     assert result.modified == (not np.array_equal(result.command, command))
 
 
-def test_watch_counts_consecutive_readings() -> None:
-    watch = TermWatch(SafetyConfig(watch=(WatchedTerm("velocity", 2.0, ticks=2),)), SPEC)
-    fast, slow = array(9, 9, 0, -2.5), array(9, 9, 0, 1)
-    assert watch.check(fast) == (("velocity",), "")
-    assert watch.check(slow) == ((), "")
-    assert watch.check(fast) == (("velocity",), "")
-    violations, stop = watch.check(fast)
-    assert violations == ("velocity",)
-    assert stop == "velocity is 2.5, limit 2"
-
-
-def test_watch_modes_and_nan() -> None:
-    config = SafetyConfig(watch=(WatchedTerm("velocity", 2.0, mode="warn"), WatchedTerm("position", 1.0, mode="off")))
-    assert TermWatch(config, SPEC).check(array(5, 5, np.nan, 0)) == (("velocity",), "")
-    stopping = TermWatch(SafetyConfig(watch=(WatchedTerm("velocity", 2.0),)), SPEC)
-    assert stopping.check(array(0, 0, 0, np.nan))[1]
-
-
 @pytest.mark.parametrize(
     ("config", "text"),
     [
@@ -166,6 +154,8 @@ def test_watch_modes_and_nan() -> None:
         (SafetyConfig(position=PositionLimit(terms={"hip": Range(low=2.0)})), "no command is allowed"),
         (SafetyConfig(rate=RateLimit(max_per_second={"elbow": 1.0})), "unknown term 'elbow'"),
         (SafetyConfig(rate=RateLimit(max_per_second={"hip": 0.0})), "must be positive"),
+        (SafetyConfig(acceleration=AccelerationLimit(max_per_second2={"elbow": 1.0})), "unknown term 'elbow'"),
+        (SafetyConfig(acceleration=AccelerationLimit(max_per_second2={"default": -1.0})), "must be positive"),
     ],
 )
 def test_senseless_limits_are_refused(config: SafetyConfig, text: str) -> None:
@@ -173,10 +163,67 @@ def test_senseless_limits_are_refused(config: SafetyConfig, text: str) -> None:
         compile_limits(config, SPEC)
 
 
+def test_limits_of_changes_are_per_motor_command() -> None:
+    compiled = limits(
+        rate=RateLimit(max_per_second={"default": 4.0}),
+        acceleration=AccelerationLimit(max_per_second2={"hip": 40.0}),
+        command_dt=0.025,
+    )
+    np.testing.assert_allclose(compiled.max_change, 0.1)
+    assert compiled.max_change_of_change is not None
+    np.testing.assert_allclose(compiled.max_change_of_change, [0.025, np.inf, np.inf])
+
+
 @pytest.mark.parametrize(
-    ("item", "text"),
-    [(WatchedTerm("velocty", 1.0), "did you mean 'velocity'"), (WatchedTerm("velocity", 0.0), "max_abs")],
+    ("mode", "sent", "violations", "stops"),
+    [
+        ("off", 0.5, (), False),
+        ("warn", 0.5, ("acceleration",), False),
+        ("clamp", 0.3, ("acceleration",), False),
+        ("fault", None, ("acceleration",), True),
+    ],
 )
-def test_senseless_watches_are_refused(item: WatchedTerm, text: str) -> None:
-    with pytest.raises(ConfigError, match=text):
-        TermWatch(SafetyConfig(watch=(item,)), SPEC)
+def test_acceleration_counts_from_the_last_change(
+    mode: ClampMode, sent: float | None, violations: tuple[str, ...], stops: bool
+) -> None:
+    compiled = limits(acceleration=AccelerationLimit(mode, {"hip": 10.0}))
+    # The last change was 0.1 per command, the limit is 10 * 0.1^2 = 0.1 more or less: from 0.1 to 0.3 at most.
+    result = filter_command(array(0.5, 1, 1), array(0.1, 1, 1), compiled, array(0.0, 1, 1))
+    assert (result.command is None) == stops
+    if result.command is not None:
+        np.testing.assert_allclose(result.command, [sent, 1, 1], rtol=1e-6)
+    assert result.violations == violations
+
+
+def test_without_a_command_before_the_robot_was_at_rest() -> None:
+    compiled = limits(acceleration=AccelerationLimit(max_per_second2={"hip": 10.0}))
+    result = filter_command(array(0.5, 1, 1), array(0.1, 1, 1), compiled)
+    assert result.command is not None
+    np.testing.assert_allclose(result.command, [0.2, 1, 1], rtol=1e-6)
+
+
+@given(
+    targets=hnp.arrays(np.float32, (40, 3), elements=st.floats(-3, 3, width=32)),
+    start=hnp.arrays(np.float32, 3, elements=st.floats(0, 1, width=32)),
+    acceleration=st.floats(0.5, 200),
+    per_second=st.floats(0.5, 50),
+    margin=st.floats(0, 0.4),
+)
+def test_any_targets_give_commands_within_position_rate_and_acceleration(
+    targets: np.ndarray, start: np.ndarray, acceleration: float, per_second: float, margin: float
+) -> None:
+    compiled = limits(
+        PositionLimit(margin=margin),
+        RateLimit(max_per_second={"default": per_second}),
+        AccelerationLimit(max_per_second2={"default": acceleration}),
+    )
+    before = previous = np.clip(start, compiled.low, compiled.high)
+    for target in targets:
+        result = filter_command(target, previous, compiled, before)
+        assert result.command is not None
+        command = result.command
+        assert ((command >= compiled.low) & (command <= compiled.high)).all(), "ran through a position limit"
+        change, last = command.astype(np.float64) - previous, previous.astype(np.float64) - before
+        assert (np.abs(change) <= per_second * SPEC.control_dt + 1e-5).all()
+        assert (np.abs(change - last) <= acceleration * SPEC.control_dt**2 * (1 + 1e-4) + 2e-6).all()
+        before, previous = previous, command
