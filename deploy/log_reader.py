@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mcap.records import Message
+from mcap.records import Channel, Message
 from mcap.writer import MCAP0_MAGIC
 
 from deploy.log_format import INVALID_STEP_TOPIC, STEP_TOPIC, decode_step
@@ -128,7 +128,7 @@ def _decode_steps(walk: LogWalk) -> dict[str, list[StepRecord]]:
     steps: dict[str, list[StepRecord]] = {STEP_TOPIC: [], INVALID_STEP_TOPIC: []}
     for position, messages in walk.chunks:
         try:
-            decoded = [(topic, decode_step(item.data)) for topic, item in _with_topics(messages, walk.topics)]
+            decoded = [(topic, decode_step(item.data)) for topic, item in _with_topics(messages, walk.channels)]
         except EpisodeError as error:
             walk.problems.append(f"chunk at byte {position} left out: {error}")
             continue
@@ -137,11 +137,11 @@ def _decode_steps(walk: LogWalk) -> dict[str, list[StepRecord]]:
     return steps
 
 
-def _with_topics(messages: Sequence[Message], topics: dict[int, str]) -> list[tuple[str, Message]]:
-    unknown = {message.channel_id for message in messages} - topics.keys()
+def _with_topics(messages: Sequence[Message], channels: dict[int, Channel]) -> list[tuple[str, Message]]:
+    unknown = {message.channel_id for message in messages} - channels.keys()
     if unknown:
         raise EpisodeError(f"the description of channel {min(unknown)} is lost")
-    pairs = [(topics[message.channel_id], message) for message in messages]
+    pairs = [(channels[message.channel_id].topic, message) for message in messages]
     return [(topic, message) for topic, message in pairs if topic in (STEP_TOPIC, INVALID_STEP_TOPIC)]
 
 

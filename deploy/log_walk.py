@@ -16,7 +16,22 @@ from typing import Any
 
 from mcap.data_stream import ReadDataStream
 from mcap.opcode import Opcode
-from mcap.records import Channel, Chunk, DataEnd, Footer, Header, McapRecord, Message, MessageIndex, Metadata
+from mcap.records import (
+    Channel,
+    Chunk,
+    ChunkIndex,
+    DataEnd,
+    Footer,
+    Header,
+    McapRecord,
+    Message,
+    MessageIndex,
+    Metadata,
+    MetadataIndex,
+    Schema,
+    Statistics,
+    SummaryOffset,
+)
 from mcap.stream_reader import breakup_chunk
 from mcap.writer import MCAP0_MAGIC
 
@@ -26,12 +41,22 @@ _PREFIX = struct.Struct("<BQ")  # opcode, length of the content
 _FOOTER_CONTENT = struct.Struct("<QQI")
 # Opcode and length of a record that can prove itself, overlapping matches included; no record is as long as 4 GiB.
 _CANDIDATE = re.compile(rb"(?=[%c%c].{4}\x00{4})" % (Opcode.CHUNK, Opcode.METADATA), re.DOTALL)
-_READERS: dict[int, Callable[[ReadDataStream], McapRecord]] = {
+# What a writer of episode logs puts before the end of the data, and behind it. Anything else at that place is a record
+# whose type is damaged: to step over it would lose its steps without a word.
+_DATA_READERS: dict[int, Callable[[ReadDataStream], McapRecord]] = {
     Opcode.HEADER: Header.read,
     Opcode.CHUNK: Chunk.read,
     Opcode.MESSAGE_INDEX: MessageIndex.read,
     Opcode.METADATA: Metadata.read,
     Opcode.DATA_END: DataEnd.read,
+}
+_SUMMARY_READERS: dict[int, Callable[[ReadDataStream], McapRecord]] = {
+    Opcode.SCHEMA: Schema.read,
+    Opcode.CHANNEL: Channel.read,
+    Opcode.CHUNK_INDEX: ChunkIndex.read,
+    Opcode.METADATA_INDEX: MetadataIndex.read,
+    Opcode.STATISTICS: Statistics.read,
+    Opcode.SUMMARY_OFFSET: SummaryOffset.read,
 }
 
 
@@ -46,7 +71,8 @@ class LogWalk:
     Attributes:
         description: Content of the first metadata record, None if there is no intact one.
         statistics: Content of the last metadata record, None if there is no intact one.
-        topics: Topic by channel id.
+        channels: By channel id.
+        schemas: By schema id.
         chunks: Messages of each intact chunk with the chunk's position, in file order.
         problems: What is damaged or missing, as sentences in file order.
         closed: The end of the file is as its writer leaves it.
@@ -55,7 +81,8 @@ class LogWalk:
 
     description: dict[str, Any] | None = None
     statistics: dict[str, Any] | None = None
-    topics: dict[int, str] = field(default_factory=dict[int, str])
+    channels: dict[int, Channel] = field(default_factory=dict[int, Channel])
+    schemas: dict[int, Schema] = field(default_factory=dict[int, Schema])
     chunks: list[tuple[int, list[Message]]] = field(default_factory=list[tuple[int, list[Message]]])
     problems: list[str] = field(default_factory=list[str])
     closed: bool = False
@@ -66,20 +93,18 @@ def walk_log(data: bytes) -> LogWalk:
     """Gather everything intact of a log that starts with the MCAP magic."""
     walk = LogWalk()
     position = proven = len(MCAP0_MAGIC)  # all before `proven` is what it seems, or was skipped
-    summary_topics: dict[int, str] = {}
+    summary: LogWalk | None = None  # the channels and schemas that the end of the file repeats
     while not walk.closed:
         try:
             opcode, content, end = _record_at(data, position)
-            if opcode == Opcode.FOOTER:
-                _take_footer(content, data, position, end, walk, summary_topics)
-            elif opcode in _READERS:
-                _take(opcode, content, data, position, walk)
+            if opcode == Opcode.FOOTER and summary is not None:
+                _take_footer(content, data, position, end, walk, summary)
+            elif summary is not None:
+                _take_descriptions([_parse(_SUMMARY_READERS, opcode, content)], summary)
+            else:
+                _take(_parse(_DATA_READERS, opcode, content), data, position, walk)
+                summary = LogWalk() if opcode == Opcode.DATA_END else None
                 proven = end
-            elif opcode == Opcode.CHANNEL:
-                channel = Channel.read(ReadDataStream(BytesIO(content)))
-                summary_topics[channel.id] = channel.topic
-            elif opcode == Opcode.MESSAGE:
-                raise DamageError("message outside a chunk, so without a checksum")
             position = end
         except Exception as error:  # whatever a parser makes of damaged bytes
             walk.problems.append(f"{_text_of(error, data, position)} at byte {position} of {len(data)}")
@@ -90,6 +115,7 @@ def walk_log(data: bytes) -> LogWalk:
             # A damaged length may have led past intact records: then the search comes back to before `position`.
             walk.skipped_bytes += found - (position if found >= position else proven)
             position = found
+            summary = LogWalk() if data[found] == Opcode.FOOTER else None
     return walk
 
 
@@ -108,9 +134,8 @@ def _record_at(data: bytes, position: int) -> tuple[int, bytes, int]:
     return opcode, data[start : start + length], start + length
 
 
-def _take(opcode: int, content: bytes, data: bytes, position: int, walk: LogWalk) -> None:
+def _take(record: McapRecord, data: bytes, position: int, walk: LogWalk) -> None:
     """Use one whole record. Raises one of several exceptions if it is damaged; then nothing of it was used."""
-    record = _parse(opcode, content)
     if isinstance(record, Metadata):
         if record.name == EPISODE_METADATA:
             walk.description = unpack_metadata(record.metadata)
@@ -118,7 +143,7 @@ def _take(opcode: int, content: bytes, data: bytes, position: int, walk: LogWalk
             walk.statistics = unpack_metadata(record.metadata)
     elif isinstance(record, Chunk):
         records = _chunk_records(record)
-        walk.topics.update({item.id: item.topic for item in records if isinstance(item, Channel)})
+        _take_descriptions(records, walk)
         walk.chunks.append((position, [item for item in records if isinstance(item, Message)]))
     elif isinstance(record, DataEnd):
         intact = record.data_section_crc in (0, zlib.crc32(data[:position]))
@@ -126,9 +151,16 @@ def _take(opcode: int, content: bytes, data: bytes, position: int, walk: LogWalk
             walk.problems.append("the data section fails its checksum; every step that was read passed its own")
 
 
-def _parse(opcode: int, content: bytes) -> McapRecord:
+def _take_descriptions(records: list[McapRecord], walk: LogWalk) -> None:
+    walk.channels.update({item.id: item for item in records if isinstance(item, Channel)})
+    walk.schemas.update({item.id: item for item in records if isinstance(item, Schema)})
+
+
+def _parse(readers: dict[int, Callable[[ReadDataStream], McapRecord]], opcode: int, content: bytes) -> McapRecord:
+    if opcode not in readers:
+        raise DamageError(f"a {Opcode(opcode).name.lower()} record, which has no place there")
     stream = ReadDataStream(BytesIO(content))
-    record = _READERS[opcode](stream)
+    record = readers[opcode](stream)
     if stream.count != len(content):
         raise DamageError(f"length {len(content)} of the record should be {stream.count}")
     return record
@@ -141,16 +173,17 @@ def _chunk_records(chunk: Chunk) -> list[McapRecord]:
     return records
 
 
-def _take_footer(
-    content: bytes, data: bytes, position: int, end: int, walk: LogWalk, summary_topics: dict[int, str]
-) -> None:
+def _take_footer(content: bytes, data: bytes, position: int, end: int, walk: LogWalk, summary: LogWalk) -> None:
     if data[end:] != MCAP0_MAGIC:
         raise DamageError("the end marker is cut off or followed by other data")
     footer = Footer.read(ReadDataStream(BytesIO(content)))
-    summary = data[footer.summary_start : position + _PREFIX.size + _FOOTER_CONTENT.size - 4]
-    if footer.summary_start and footer.summary_crc == zlib.crc32(summary):
+    section = data[footer.summary_start : position + _PREFIX.size + _FOOTER_CONTENT.size - 4]
+    if footer.summary_start and footer.summary_crc == zlib.crc32(section):
         # Only needed if the chunk with the channels is damaged; the summary repeats them.
-        walk.topics = {**summary_topics, **walk.topics}
+        walk.channels = {**summary.channels, **walk.channels}
+        walk.schemas = {**summary.schemas, **walk.schemas}
+    elif not walk.problems:
+        walk.problems.append("the index at the end fails its checksum; no step depends on it")
     walk.closed = True
 
 
@@ -162,7 +195,7 @@ def _find_proven(data: bytes, start: int) -> int | None:
     for match in _CANDIDATE.finditer(data, start):
         try:
             opcode, content, _ = _record_at(data, match.start())
-            record = _parse(opcode, content)
+            record = _parse(_DATA_READERS, opcode, content)
             if isinstance(record, Chunk):
                 _chunk_records(record)
             elif isinstance(record, Metadata):
