@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seeds", default="0,1", help="comma-separated")
     group.add_argument("--steps", type=int, default=100_000, help="environment steps of each training")
     group.add_argument("--jobs", type=int, default=1, help="trainings at a time, one thread each")
-    group.add_argument("--dir", type=Path, default=Path("runs/compare"), help="folder of the runs and of the result")
+    group.add_argument("--dir", type=Path, help="folder of the runs and of the result (default: runs/compare)")
     group.add_argument(
         "--score-range",
         action="append",
@@ -48,9 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Execute the command: train what is missing, then write and print the comparison."""
-    plans = make_plans(args, overrides)
+    directory = args.dir or Path("runs/compare")
+    plans = make_plans(args, directory, overrides)
     missing = [plan.training for plan in plans if not plan.training.is_finished]
-    print(f"{len(plans)} trainings in {args.dir}, {len(plans) - len(missing)} finished already", flush=True)
+    print(f"{len(plans)} trainings in {directory}, {len(plans) - len(missing)} finished already", flush=True)
     outcome = run_trainings(missing, args.jobs)
     if outcome.interrupted:
         raise KeyboardInterrupt
@@ -58,11 +59,11 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
         print(f"failed: {training.folder.path}, see {training.log_file}", file=sys.stderr)
     finished = [plan for plan in plans if plan.training.is_finished]
     runs = Runs.collect([(plan.algorithm, plan.task, plan.seed, plan.training.folder) for plan in finished])
-    print(write_comparison(args.dir, runs, args.steps, args.score_range))
+    print(write_comparison(directory, runs, args.steps, args.score_range))
     return 1 if outcome.failed else 0
 
 
-def make_plans(args: argparse.Namespace, overrides: Sequence[str]) -> list[Plan]:
+def make_plans(args: argparse.Namespace, directory: Path, overrides: Sequence[str]) -> list[Plan]:
     """All trainings, checked before the first one starts.
 
     Raises:
@@ -78,7 +79,7 @@ def make_plans(args: argparse.Namespace, overrides: Sequence[str]) -> list[Plan]
         if len(set(items)) < len(items):
             raise ConfigError(f"{what} names something twice: {items}")
     return [
-        _plan(args.dir, name, file, task, seed, args.steps, overrides)
+        _plan(directory, name, file, task, seed, args.steps, overrides)
         for seed in seeds
         for task in tasks
         for name, file in algorithms

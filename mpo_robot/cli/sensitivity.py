@@ -1,0 +1,169 @@
+"""`mpo-robot bench sensitivity`: vary one setting at a time around a configuration and plot the returns."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mpo_robot.cli.trainings import Training, parse_seeds, plan_training, run_trainings
+from mpo_robot.config import parse_scalar, to_dict
+from mpo_robot.errors import ConfigError
+from mpo_robot.report.sensitivity_chart import Variation, draw_sensitivity
+from mpo_robot.run_folder import RunFolder
+
+DEFAULT_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "train" / "halfcheetah-v4.yaml"
+DEFAULT_VARIATIONS = (
+    "learner.batch_sequences=8,16,32",
+    "learner.learning_rate_policy=3e-4,1e-3,3e-3",
+    "learner.learning_rate_critic=3e-4,1e-3,3e-3",
+    "learner.mpo.epsilon=0.03,0.1,0.3",
+    "learner.mpo.epsilon_mean=0.003,0.01,0.03",
+    "learner.mpo.epsilon_stddev=5e-6,2e-5,1e-4",
+)
+BASE = "base"
+
+
+class Plan(NamedTuple):
+    """One training: a setting at another value than the base's, or the base itself (`setting` is then `base`)."""
+
+    setting: str
+    value: Any
+    seed: int
+    training: Training
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the study; seeds, steps, jobs and folder are those of `bench compare`."""
+    group = parser.add_argument_group(
+        "bench sensitivity", "Vary one setting at a time around a configuration: bench sensitivity [--vary ...]"
+    )
+    group.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="the base (default: HalfCheetah-v4)")
+    group.add_argument(
+        "--vary",
+        action="append",
+        default=[],
+        metavar="KEY=V1,V2,...",
+        help="a setting and its values; repeat for others (default: batch, learning rates and the three epsilons)",
+    )
+
+
+def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Execute the command: train what is missing, then write and print the study."""
+    directory = args.dir or Path("runs/sensitivity")
+    plans, base_values = make_plans(args, directory, overrides)
+    missing = [plan.training for plan in plans if not plan.training.is_finished]
+    print(f"{len(plans)} trainings in {directory}, {len(plans) - len(missing)} finished already", flush=True)
+    outcome = run_trainings(missing, args.jobs)
+    if outcome.interrupted:
+        raise KeyboardInterrupt
+    for training in outcome.failed:
+        print(f"failed: {training.folder.path}, see {training.log_file}", file=sys.stderr)
+    finished = [plan for plan in plans if plan.training.is_finished]
+    print(write_study(directory, finished, base_values, args.steps))
+    return 1 if outcome.failed else 0
+
+
+def make_plans(
+    args: argparse.Namespace, directory: Path, overrides: Sequence[str]
+) -> tuple[list[Plan], dict[str, Any]]:
+    """All trainings, checked before the first one starts, and the base's value of every varied setting.
+
+    Raises:
+        ConfigError: a bad option or setting, or a run of other settings in the folder.
+    """
+    if args.jobs < 1 or args.steps < 1:
+        raise ConfigError("--jobs and --steps must be at least 1")
+    common = (*overrides, f"training.total_steps={args.steps}")
+    seeds = parse_seeds(args.seeds)
+    variations = dict(_parse_variation(option) for option in args.vary or DEFAULT_VARIATIONS)
+    plans = [_plan(args.config, directory, common, BASE, None, seed) for seed in seeds]
+    config = to_dict(plans[0].training.config)
+    period = config["training"]["evaluation_period"]
+    if args.steps % period:
+        raise ConfigError(f"--steps {args.steps} must be a multiple of training.evaluation_period {period}")
+    base_values: dict[str, Any] = {}
+    for setting, values in variations.items():
+        plans += [
+            _plan(args.config, directory, common, setting, value, seed)
+            for value in values
+            for seed in seeds
+            if value != _lookup(config, setting)
+        ]
+        base_values[setting] = _lookup(config, setting)
+    return plans, base_values
+
+
+def _parse_variation(option: str) -> tuple[str, list[Any]]:
+    setting, separator, text = option.partition("=")
+    values = [parse_scalar(part) for part in text.split(",")]
+    if not separator or not text or any(isinstance(value, (dict, list)) for value in values):
+        raise ConfigError(f"--vary must look like learner.mpo.epsilon=0.03,0.1,0.3, got {option!r}")
+    if len({str(value) for value in values}) < len(values):
+        raise ConfigError(f"--vary {option!r} names a value twice")
+    return setting.strip(), values
+
+
+def _lookup(config: Mapping[str, Any], setting: str) -> Any:
+    value: Any = config
+    for key in setting.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _plan(config: Path, directory: Path, common: Sequence[str], setting: str, value: Any, seed: int) -> Plan:
+    name = BASE if setting == BASE else f"{setting}={value}".replace("/", "_")
+    own = () if setting == BASE else (f"{setting}={value}",)
+    folder = RunFolder(directory / name / f"seed{seed}")
+    return Plan(setting, value, seed, plan_training(config, (*common, *own, f"seed={seed}"), folder))
+
+
+def write_study(directory: Path, plans: Sequence[Plan], base_values: Mapping[str, Any], last_step: int) -> str:
+    """Write sensitivity.csv and sensitivity.png; returns a table as text.
+
+    `return` is that of the last evaluation, `mean_return` the mean over all of them (the area under the curve).
+
+    Raises:
+        ConfigError: no base run has finished.
+    """
+    results: dict[tuple[str, Any], list[tuple[int, float, float]]] = {}
+    for plan in plans:
+        curve = {int(row["environment_steps"]): float(row["return_mean"]) for row in plan.training.evaluations()}
+        kept = [value for step, value in sorted(curve.items()) if step <= last_step]
+        results.setdefault((plan.setting, plan.value), []).append((plan.seed, kept[-1], float(np.mean(kept))))
+    if (BASE, None) not in results:
+        raise ConfigError(f"the base run has not finished, see {directory / BASE}")
+    base = results.pop((BASE, None))
+    variations = []
+    for setting, base_value in base_values.items():
+        points = {value: rows for (name, value), rows in results.items() if name == setting}
+        points[base_value] = base
+        numeric = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in points)
+        ordered = sorted(points, key=float) if numeric else list(points)
+        variations.append(
+            Variation(setting, base_value, ordered, [np.array([row[1:] for row in points[value]]) for value in ordered])
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {"setting": name, "value": value, "seed": seed, "return": last, "mean_return": average}
+        for (name, value), runs in [((BASE, ""), base), *results.items()]
+        for seed, last, average in runs
+    ]
+    with (directory / "sensitivity.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    draw_sensitivity(directory / "sensitivity.png", variations, last_step)
+    lines = [f"Returns after {last_step:,} environment steps; in brackets the mean over all evaluations."]
+    for item in variations:
+        lines.append(item.setting)
+        for value, outcome in zip(item.values, item.outcomes):
+            last, average = outcome.mean(axis=0)
+            mark = "  (base)" if value == item.base else ""
+            lines.append(f"  {value!s:<10} {last:10.1f} ({average:.1f}), {len(outcome)} seeds{mark}")
+    return "\n".join([*lines, f"Written to {directory}: sensitivity.csv, sensitivity.png"])
