@@ -39,23 +39,32 @@ class PolicyFile:
     graph_hash: str
 
     @staticmethod
-    def read(path: str | Path) -> PolicyFile:
+    def read(path: str | Path, expected_version: str | None = None) -> PolicyFile:
         """Read and open a policy.
 
+        Args:
+            path: The file.
+            expected_version: The version it must have; another one is refused before anything parses the file.
+
         Raises:
-            ConfigError: unreadable, not ONNX, or foreign metadata.
+            ConfigError: unreadable, not the expected version, not ONNX, or foreign metadata.
             SpecMismatchError: the spec inside does not have the hash the file claims.
         """
         path = Path(path)
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise ConfigError(f"cannot read policy {path}: {error.strerror}") from error
+        data = _read_bytes(path)
         # Loading from the bytes that were hashed: the file cannot change between the two.
+        version = hashlib.sha256(data).hexdigest()
+        if expected_version is not None and version != expected_version:
+            raise ConfigError(f"{path} is damaged: its bytes have hash {version[:12]}")
         session = _open_session(data, path)
         metadata = _read_metadata(session, path)
         spec = _read_spec(metadata, path)
-        return PolicyFile(path, session, metadata, spec, hashlib.sha256(data).hexdigest(), graph_hash(data))
+        return PolicyFile(path, session, metadata, spec, version, graph_hash(data))
+
+    @staticmethod
+    def version_of(path: Path) -> str:
+        """SHA-256 of a file's bytes; raises ConfigError if it cannot be read."""
+        return hashlib.sha256(_read_bytes(path)).hexdigest()
 
     def require_exported_graph(self) -> None:
         """Check that the graph is the one that passed the parity gate.
@@ -69,6 +78,13 @@ class PolicyFile:
                 f"{self.path}: claims graph_hash {str(claimed)[:12]} but the graph inside has {self.graph_hash[:12]}: "
                 "it is not the one that passed the parity gate. The file was edited or damaged, export it again"
             )
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read policy {path}: {error.strerror}") from error
 
 
 def _open_session(data: bytes, path: Path) -> onnxruntime.InferenceSession:

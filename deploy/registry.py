@@ -1,38 +1,45 @@
 """`PolicyRegistry`: a directory with policy versions and an atomically replaced pointer to the one in force.
 
     versions/<policy_version>.onnx   every kept version
-    current                          JSON: the version in force, those before it (the base of rollback), their spec
-    history.jsonl                    audit of every change; nothing depends on it
+    current                          JSON: the version in force, those before it (the base of rollback), their spec,
+                                     and the trial of another version
+    history.jsonl                    audit of every change, chained by hashes
 
-The pointer is the only state. A crash at any point of `publish` or `rollback` leaves the old pointer in force.
+The pointer is the only state. Every change is announced in the audit first and takes effect with the replacement of
+the pointer: a crash at any point before that leaves the old state in force, and nothing is in force unannounced.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
-import json
 import logging
 import os
-import re
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from deploy.audit import AuditLog
+from deploy.durable import replace_file
 from deploy.onnx_policy import OnnxPolicy
+from deploy.policy_file import PolicyFile
+from deploy.registry_pointer import VERSION, Pointer, Trial
 from mpo_robot.errors import ConfigError, SpecMismatchError
 from mpo_robot.specs import PolicySpec
 
-POINTER_SCHEMA_VERSION = 1
-_VERSION = re.compile("[0-9a-f]{64}")
 _log = logging.getLogger(__name__)
+NOT_COMPLETED = "not_completed"
 
 
 class PolicyRegistry:
     """Policy versions on disk. Several processes may use one directory; changes are serialized by a lock file.
 
+    Every change takes `by`, who makes it (empty: the user of this process), for the audit.
+
     Attributes:
         directory: Where it is.
+        audit: The log of changes.
     """
 
     def __init__(self, directory: str | Path, keep_versions: int = 100) -> None:
@@ -45,10 +52,11 @@ class PolicyRegistry:
         if keep_versions < 2:
             raise ConfigError(f"keep_versions must be at least 2 so that a rollback is possible, got {keep_versions}")
         self.directory = Path(directory)
+        self.audit = AuditLog(self.directory / "history.jsonl")
         self._keep_versions = keep_versions
 
-    def publish(self, path: str | Path) -> str:
-        """Check a policy file, copy it in and put it in force. Returns its version.
+    def publish(self, path: str | Path, by: str = "") -> str:
+        """Check a policy file, copy it in and put it in force, which ends a trial. Returns its version.
 
         Publishing the version in force again changes nothing.
 
@@ -58,21 +66,80 @@ class PolicyRegistry:
         """
         candidate = OnnxPolicy(path)
         with self._locked():
-            stack, spec = self._read()
-            if spec is not None:
-                _require_same(candidate.spec, spec, self.directory)
-            version = candidate.policy_version
-            target = self.path(version)
-            if not target.exists() or OnnxPolicy(target).policy_version != version:
-                data = Path(path).read_bytes()
-                _replace(target, data)
-                if OnnxPolicy(target).policy_version != version:
-                    target.unlink()
-                    raise ConfigError(f"{path} changed while it was published: publish it again")
-            if stack and stack[-1] == version:
+            pointer = self._read()
+            version = self._take_in(candidate, pointer)
+            if pointer is not None and pointer.current == version:
                 return version
-            self._put_in_force([*stack, version], candidate.spec, "publish", str(path))
+            versions = (*(pointer.versions if pointer else ()), version)
+            self._commit(Pointer(versions, candidate.spec), "publish", by, detail=str(path))
         return version
+
+    def start_trial(self, source: str | Path, share: float, by: str = "") -> str:
+        """Give a share of the episodes to another version, in place of a running trial. Returns the version.
+
+        Args:
+            source: A policy file, or a version that the registry has.
+            share: Of the episodes, in (0, 1).
+
+        Raises:
+            ConfigError: nothing is in force, the candidate is in force itself, is not valid or the share is not.
+            SpecMismatchError: another interface than the current policy.
+        """
+        known = isinstance(source, str) and self.has(source)
+        candidate = self.load(str(source)) if known else OnnxPolicy(source)
+        with self._locked():
+            pointer = self._require_pointer()
+            if candidate.policy_version == pointer.current:
+                raise ConfigError(f"{str(source)[:80]} is the version in force: a trial needs another one")
+            trial = Trial(candidate.policy_version, share)
+            self._take_in(candidate, pointer)
+            self._commit(dataclasses.replace(pointer, trial=trial), "trial", by, share=share)
+        return trial.version
+
+    def end_trial(self, promote: bool, by: str = "", reason: str = "", expect: str = "") -> str:
+        """Stop a trial, its candidate put in force or not. Returns the version in force then.
+
+        Args:
+            promote: Put the candidate in force.
+            reason: For the audit.
+            expect: The candidate that is meant; another one is left alone.
+
+        Raises:
+            ConfigError: there is no trial, its candidate is damaged, or it is not the one that is meant.
+        """
+        with self._locked():
+            pointer = self._require_pointer()
+            trial = pointer.trial
+            if trial is None or (expect and trial.version != expect):
+                raise ConfigError(f"registry {self.directory} has no trial{' of ' + expect[:12] if expect else ''}")
+            versions = pointer.versions
+            if promote:
+                self.load(trial.version)
+                versions = (*versions, trial.version)
+            event = "promote" if promote else "trial_end"
+            self._commit(Pointer(versions, pointer.spec), event, by, detail=reason, candidate=trial.version)
+        return versions[-1]
+
+    def rollback(self, by: str = "", reason: str = "", expect: str = "") -> str:
+        """Put the version before the current one in force again and return it. Ends a trial.
+
+        Args:
+            reason: For the audit.
+            expect: The version to get away from; if another one is in force, nothing happens.
+
+        Raises:
+            ConfigError: there is none, its file is missing or damaged, or another version than expected is in force.
+        """
+        with self._locked():
+            pointer = self._read()
+            if pointer is None or len(pointer.versions) < 2:
+                raise ConfigError(f"registry {self.directory} has no version before the current one to roll back to")
+            if expect and pointer.current != expect:
+                raise ConfigError(f"not rolled back: {expect[:12]} is not in force any more")
+            self.load(pointer.versions[-2])
+            new = Pointer(pointer.versions[:-1], pointer.spec)
+            self._commit(new, "rollback", by, detail=reason, left=pointer.current)
+        return new.current
 
     def require_publishable(self, spec: PolicySpec) -> None:
         """Check that `publish` could take a policy of this interface, before work is spent on one.
@@ -82,46 +149,34 @@ class PolicyRegistry:
             SpecMismatchError: the current policy has another interface.
         """
         with self._locked():
-            _, current = self._read()
+            current = self._read()
             if current is not None:
-                _require_same(spec, current, self.directory)
+                _require_same(spec, current.spec, self.directory)
             for folder in (self.directory, self.directory / "versions"):
                 probe = folder / f".probe.{os.getpid()}.tmp"
                 probe.touch()
                 probe.unlink()
 
-    def rollback(self) -> str:
-        """Put the version before the current one in force again and return it.
-
-        Raises:
-            ConfigError: there is none, or its file is missing or damaged.
-        """
-        with self._locked():
-            stack, spec = self._read()
-            if spec is None or len(stack) < 2:
-                raise ConfigError(f"registry {self.directory} has no version before the current one to roll back to")
-            self.load(stack[-2])
-            self._put_in_force(stack[:-1], spec, "rollback", f"from {stack[-1]}")
-        return stack[-2]
-
-    def current(self) -> Path:
-        """File of the version in force.
+    def pointer(self) -> Pointer:
+        """What is in force.
 
         Raises:
             ConfigError: nothing was published yet, or the pointer is damaged.
         """
+        return self._require_pointer()
+
+    def current(self) -> Path:
+        """File of the version in force; raises like `pointer`."""
         return self.path(self.current_version())
 
     def current_version(self) -> str:
-        """Version in force; raises like `current`."""
-        stack, _ = self._read()
-        if not stack:
-            raise ConfigError(f"{self.directory} is not a policy registry, or nothing was published to it yet")
-        return stack[-1]
+        """Version in force; raises like `pointer`."""
+        return self._require_pointer().current
 
     def previous_versions(self) -> list[str]:
         """Versions before the current one, oldest first: what `rollback` goes through, from the end."""
-        return self._read()[0][:-1]
+        pointer = self._read()
+        return list(pointer.versions[:-1]) if pointer else []
 
     def path(self, version: str) -> Path:
         """Where the file of a version is, whether it exists or not.
@@ -129,24 +184,21 @@ class PolicyRegistry:
         Raises:
             ConfigError: not a policy version, so that no text from outside becomes a path.
         """
-        if not _VERSION.fullmatch(version):
+        if not VERSION.fullmatch(version):
             raise ConfigError(f"{version[:80]!r} is not a policy version (64 hex digits)")
         return self.directory / "versions" / f"{version}.onnx"
 
     def has(self, version: str) -> bool:
         """Whether the file of a version is here."""
-        return _VERSION.fullmatch(version) is not None and self.path(version).exists()
+        return VERSION.fullmatch(version) is not None and self.path(version).exists()
 
     def load(self, version: str) -> OnnxPolicy:
-        """The policy of a version.
+        """The policy of a version; its bytes are hashed before anything parses them.
 
         Raises:
             ConfigError: missing, not valid, or its bytes are not those of the version.
         """
-        policy = OnnxPolicy(self.path(version))
-        if policy.policy_version != version:
-            raise ConfigError(f"{policy.path} is damaged: its bytes have hash {policy.policy_version[:12]}")
-        return policy
+        return OnnxPolicy(PolicyFile.read(self.path(version), expected_version=version))
 
     def signature(self) -> tuple[int, int, int] | None:
         """Cheap value that changes whenever the pointer does; None if there is no pointer."""
@@ -156,59 +208,75 @@ class PolicyRegistry:
             return None
         return status.st_ino, status.st_mtime_ns, status.st_size
 
-    def _read(self) -> tuple[list[str], PolicySpec | None]:
-        """Versions in the order of rollback, the one in force last, and their spec; empty if nothing was published."""
-        pointer = self.directory / "current"
+    def _read(self) -> Pointer | None:
+        path = self.directory / "current"
         try:
-            data = json.loads(pointer.read_text(encoding="utf-8"))
+            text = path.read_bytes()
         except FileNotFoundError:
-            return [], None
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"registry pointer {pointer} cannot be read: {error}") from error
-        if not isinstance(data, dict) or data.get("schema_version") != POINTER_SCHEMA_VERSION:
-            raise ConfigError(f"registry pointer {pointer} is not of schema version {POINTER_SCHEMA_VERSION}")
-        versions, spec = data.get("versions"), data.get("spec")
-        if not isinstance(versions, list) or not versions or not isinstance(spec, dict):
-            raise ConfigError(f"registry pointer {pointer} is damaged: it lacks its versions or its spec")
-        if not all(isinstance(item, str) and _VERSION.fullmatch(item) for item in versions):
-            raise ConfigError(f"registry pointer {pointer} is damaged: it holds something that is no version")
-        return versions, PolicySpec.from_dict(spec)
-
-    def _put_in_force(self, stack: Sequence[str], spec: PolicySpec, event: str, detail: str) -> None:
-        kept = list(stack[-self._keep_versions :])
-        pointer = {"schema_version": POINTER_SCHEMA_VERSION, "versions": kept, "spec": spec.to_dict()}
-        _replace(self.directory / "current", (json.dumps(pointer, indent=1) + "\n").encode())
-        # From here on the change is in force; what follows must not make it look failed.
-        try:
-            self._audit({"event": event, "version": stack[-1], "detail": detail, "wall_time_ns": time.time_ns()})
-            self._tidy(set(kept))
+            return None
         except OSError as error:
-            _log.warning("registry %s: %s is in force, but tidying up failed: %s", self.directory, stack[-1], error)
+            raise ConfigError(f"registry pointer {path} cannot be read: {error.strerror}") from error
+        return Pointer.decode(text, f"registry pointer {path}")
+
+    def _require_pointer(self) -> Pointer:
+        pointer = self._read()
+        if pointer is None:
+            raise ConfigError(f"{self.directory} is not a policy registry, or nothing was published to it yet")
+        return pointer
+
+    def _take_in(self, candidate: OnnxPolicy, pointer: Pointer | None) -> str:
+        """Copy a policy file in unless it is here, undamaged; returns its version."""
+        if pointer is not None:
+            _require_same(candidate.spec, pointer.spec, self.directory)
+        version = candidate.policy_version
+        target = self.path(version)
+        if not target.exists() or PolicyFile.version_of(target) != version:
+            replace_file(target, candidate.path.read_bytes())
+            if PolicyFile.version_of(target) != version:
+                target.unlink()
+                raise ConfigError(f"{candidate.path} changed while it was published: publish it again")
+        return version
+
+    def _commit(self, pointer: Pointer, event: str, by: str, **facts: Any) -> None:
+        """Announce a change, then make it."""
+        self._note_interrupted()
+        pointer = dataclasses.replace(pointer, versions=pointer.versions[-self._keep_versions :])
+        trial = pointer.trial.version if pointer.trial else None
+        entry = self.audit.append(event, by, version=pointer.current, trial=trial, **facts)
+        try:
+            replace_file(self.directory / "current", dataclasses.replace(pointer, audit=entry).encode())
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self.audit.append(NOT_COMPLETED, by, announced=entry, detail=str(error.strerror))
+            raise
+        try:  # the change is in force; what follows must not make it look failed
+            self._tidy(pointer.kept)
+        except OSError as error:
+            _log.warning("registry %s: %s is in force, but tidying up failed: %s", self.directory, event, error)
+
+    def _note_interrupted(self) -> None:
+        """Write down that the last announced change never came into force, if a crash left that open."""
+        last, pointer = self.audit.last(), self._read()
+        if last is None or "prev" not in last or last["event"] == NOT_COMPLETED:
+            return
+        if last["hash"] != (pointer.audit if pointer else ""):
+            self.audit.append(NOT_COMPLETED, announced=last["hash"], detail="found by the next change")
 
     def _tidy(self, kept: set[str]) -> None:
         """Remove what a crash left behind, and the oldest files beyond `keep_versions` that nothing points to."""
         folder = self.directory / "versions"
-        for path in folder.glob(".*.tmp"):
-            path.unlink(missing_ok=True)
+        for path in (*folder.glob(".*.tmp"), *self.directory.glob(".*.tmp")):
+            os.unlink(path)
         files = sorted(folder.glob("*.onnx"), key=lambda path: path.stat().st_mtime_ns)
         loose = [path for path in files if path.stem not in kept]
         for path in loose[: max(0, len(files) - self._keep_versions)]:
-            path.unlink()
-
-    def _audit(self, entry: dict[str, object]) -> None:
-        with (self.directory / "history.jsonl").open("ab") as stream:
-            # A line cut by a crash must not swallow this one.
-            if stream.tell() and not _ends_with_newline(self.directory / "history.jsonl"):
-                stream.write(b"\n")
-            stream.write(json.dumps(entry).encode() + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+            os.unlink(path)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Hold the registry's lock; the kernel releases it if this process dies."""
         try:
-            (self.directory / "versions").mkdir(parents=True, exist_ok=True)
+            os.makedirs(self.directory / "versions", exist_ok=True)
             lock = (self.directory / ".lock").open("w")
         except OSError as error:
             raise ConfigError(f"cannot write policy registry {self.directory}: {error.strerror}") from error
@@ -220,24 +288,6 @@ class PolicyRegistry:
                 raise ConfigError(f"cannot write policy registry {self.directory}: {error.strerror}") from error
 
 
-def import_policy(path: str | Path, registry: PolicyRegistry, stochastic: bool = False) -> tuple[str, str]:
-    """Publish a file unless the registry has had it. Returns the version in force and the file's own.
-
-    A server that restarts with the same command must not undo what was published or rolled back since.
-
-    Args:
-        stochastic: The policy is to be served so; one that cannot be is not published.
-
-    Raises:
-        PolicyError: it would be published, is to be sampled from and has no density.
-    """
-    candidate = OnnxPolicy(path)
-    if registry.signature() is not None and registry.has(candidate.policy_version):
-        return registry.current_version(), candidate.policy_version
-    candidate.require_mode(stochastic)
-    return registry.publish(path), candidate.policy_version
-
-
 def _require_same(candidate: PolicySpec, current: PolicySpec, directory: Path) -> None:
     try:
         candidate.require_same(current, "the new policy", "the current policy")
@@ -245,30 +295,3 @@ def _require_same(candidate: PolicySpec, current: PolicySpec, directory: Path) -
         raise SpecMismatchError(
             f"{error} The registry is {directory}; if the robot itself has changed, start with an empty one."
         ) from error
-
-
-def _replace(target: Path, data: bytes) -> None:
-    """Write a file so that a crash leaves either the old content or the new one, on disk and not only in a cache."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    try:
-        directory = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    except OSError as error:  # the new content is there; only a power cut could still bring the old one back
-        _log.warning("%s was replaced, but its directory could not be synced: %s", target, error)
-
-
-def _ends_with_newline(path: Path) -> bool:
-    with path.open("rb") as stream:
-        stream.seek(-1, os.SEEK_END)
-        return stream.read(1) == b"\n"

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from deploy.registry import PolicyRegistry, import_policy
+from deploy.registry import PolicyRegistry
+from deploy.registry_import import import_policy
 from deploy.server import PolicyServer, ServerConfig
 from deploy.timing import use_real_time_priority
 from mpo_robot.cli.settings_list import add_settings_option

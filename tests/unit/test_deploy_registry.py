@@ -5,7 +5,10 @@ import threading
 import pytest
 
 from deploy.onnx_policy import OnnxPolicy
-from deploy.registry import PolicyRegistry, import_policy
+from deploy.registry import PolicyRegistry
+from deploy.registry_check import verify
+from deploy.registry_import import import_policy
+from deploy.registry_pointer import Trial
 from mpo_robot.errors import ConfigError, SpecMismatchError
 from tests.support.onnx_files import small_spec, write_linear_policy
 
@@ -97,12 +100,11 @@ def test_another_interface_is_refused_by_name(registry, files, tmp_path):
     assert registry.current_version() == version
 
 
-# Writes of a publish: version file (sync, rename, directory sync), pointer (the same three), audit (sync).
-# A rollback has the last four. A failed sync or rename of a file undoes the change, what comes after does not.
+# Writes of a publish: version file (sync, rename, directory sync), audit (sync), pointer (as the version file).
+# A rollback has the last four. A failed sync or rename of a file undoes the change; a directory's does not.
 @pytest.mark.parametrize(
     ("operation", "step", "succeeds"),
-    [("publish", step, step in (2, 5, 6)) for step in range(7)]
-    + [("rollback", step, step in (2, 3)) for step in range(4)],
+    [("publish", step, step in (2, 6)) for step in range(7)] + [("rollback", step, step == 3) for step in range(4)],
 )
 def test_a_failure_at_any_write_leaves_a_working_registry(registry, files, monkeypatch, operation, step, succeeds):
     versions = [registry.publish(path) for path in files[:2]]
@@ -120,7 +122,7 @@ def test_a_failure_at_any_write_leaves_a_working_registry(registry, files, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", failing(os.fsync))
-        patch.setattr("pathlib.Path.replace", failing(type(registry.directory).replace))
+        patch.setattr(os, "replace", failing(os.replace))
         try:
             result = registry.publish(files[2]) if operation == "publish" else registry.rollback()
         except ConfigError:
@@ -133,6 +135,7 @@ def test_a_failure_at_any_write_leaves_a_working_registry(registry, files, monke
     new = registry.publish(files[2])
     assert registry.load(registry.current_version()).policy_version == new
     assert not list((registry.directory / "versions").glob(".*"))
+    assert verify(registry).problems == ()
 
 
 def test_leftovers_of_a_crash_are_removed_by_the_next_publish(registry, files):
@@ -249,3 +252,78 @@ def test_whether_a_policy_could_be_published_is_known_before_there_is_one(regist
     (tmp_path / "occupied" / "versions").write_text("in the way")
     with pytest.raises(ConfigError, match="cannot write"):
         PolicyRegistry(tmp_path / "occupied").require_publishable(SPEC)
+
+
+def test_tampered_bytes_are_refused_before_anything_parses_them(registry, files, monkeypatch):
+    version = registry.publish(files[0])
+    data = bytearray(files[0].read_bytes())
+    data[len(data) // 2] ^= 1
+    registry.path(version).write_bytes(bytes(data))
+    opened = []
+    monkeypatch.setattr("deploy.policy_file._open_session", lambda data, path: opened.append(path))
+    with pytest.raises(ConfigError, match="damaged"):
+        registry.load(version)
+    assert opened == []
+
+
+def test_a_trial_runs_until_it_is_ended_promoted_or_overtaken(registry, files, tmp_path):
+    a = registry.publish(files[0])
+    b = registry.start_trial(files[1], 0.25, by="me")
+    assert registry.current_version() == a
+    assert (registry.pointer().trial.version, registry.pointer().trial.share) == (b, 0.25)
+    assert registry.end_trial(promote=False) == a
+    assert registry.pointer().trial is None
+    registry.start_trial(b, 0.5)
+    assert registry.end_trial(promote=True, expect=b) == b
+    assert registry.previous_versions() == [a]
+    registry.start_trial(files[2], 0.5)
+    assert registry.rollback() == a
+    assert registry.pointer().trial is None
+    registry.start_trial(files[2], 0.5)
+    registry.publish(files[1])
+    assert registry.pointer().trial is None
+    assert next(entry["by"] for entry in registry.audit.entries() if entry["event"] == "trial") == "me"
+
+
+def test_what_cannot_be_tried_is_refused(registry, files, tmp_path):
+    with pytest.raises(ConfigError, match="nothing was published"):
+        registry.start_trial(files[1], 0.5)
+    a = registry.publish(files[0])
+    b = registry.start_trial(files[1], 0.5)
+    before = registry.signature()
+    for source, share, text in ((files[0], 0.5, "in force"), (a, 0.5, "in force"), (files[2], 1.0, "between 0 and 1")):
+        with pytest.raises(ConfigError, match=text):
+            registry.start_trial(source, share)
+    with pytest.raises(SpecMismatchError, match="control_dt"):
+        registry.start_trial(write_linear_policy(tmp_path / "o.onnx", small_spec(control_dt=0.05)), 0.5)
+    with pytest.raises(ConfigError, match="has no trial of"):
+        registry.end_trial(promote=True, expect=a)
+    assert registry.signature() == before
+    registry.path(b).unlink()
+    with pytest.raises(ConfigError, match="cannot read"):
+        registry.end_trial(promote=True)
+    registry.end_trial(promote=False)
+    with pytest.raises(ConfigError, match="has no trial"):
+        registry.end_trial(promote=False)
+
+
+def test_a_rollback_from_a_version_that_is_gone_already_does_nothing(registry, files):
+    a, b = registry.publish(files[0]), registry.publish(files[1])
+    registry.publish(files[2])
+    with pytest.raises(ConfigError, match="not in force any more"):
+        registry.rollback(expect=b)
+    registry.rollback(expect=registry.current_version())
+    assert registry.rollback(expect=b) == a
+
+
+def test_a_trial_divides_episodes_by_their_names():
+    trial = Trial("a" * 64, 0.2)
+    names = [f"robot-20260101T000000-abc123-{number:04d}" for number in range(2000)]
+    taken = [name for name in names if trial.takes(name)]
+    assert 0.16 < len(taken) / len(names) < 0.24
+    assert taken == [name for name in names if Trial("a" * 64, 0.2).takes(name)]
+    assert set(taken) < {name for name in names if Trial("a" * 64, 0.5).takes(name)}
+    assert taken != [name for name in names if Trial("b" * 64, 0.2).takes(name)]
+    for share in (0.0, 1.0, float("nan")):
+        with pytest.raises(ConfigError):
+            Trial("a" * 64, share)
