@@ -1,0 +1,169 @@
+"""Emergency stop by message: the robot listens, an operator sends. Off loopback only operators' CURVE keys are heard.
+
+A message can stop and ask for the state. It cannot re-arm: that takes a human at the robot. A repeated or replayed
+stop is harmless, so messages carry no sequence numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import Literal
+
+import msgspec
+import zmq
+
+from deploy.estop import EStop
+from deploy.security import ClientSecurity, ServerSecurity, require_safe, secure_client, secure_server
+from deploy.timing import give_way
+from mpo_robot.errors import ConfigError, MpoRobotError
+
+MAX_BYTES = 1024
+_POLL_MS = 200
+_JOIN_S = 2.0
+
+
+class StopRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """What an operator sends: `stop`, or `status` to ask only."""
+
+    verb: Literal["stop", "status"]
+    reason: str = ""
+
+
+class StopReply(msgspec.Struct):
+    """What the robot answers.
+
+    Attributes:
+        tripped: Whether the e-stop is in force now.
+        reason: Why.
+        state: Of the robot, as in docs/safety.md. After a stop it may still be the state of a moment ago.
+        error: What was wrong with the request, or empty.
+    """
+
+    tripped: bool
+    reason: str = ""
+    state: str = ""
+    error: str = ""
+
+
+class EStopUnreachableError(MpoRobotError):
+    """The robot did not answer an e-stop message: use another way to stop it."""
+
+
+class TopicEStop:
+    """Context that listens for stop messages in a thread of its own. No message, however malformed, ends it."""
+
+    def __init__(
+        self, estop: EStop, endpoint: str, security: ServerSecurity | None, state: Callable[[], str] = lambda: ""
+    ) -> None:
+        """Bind the endpoint.
+
+        Args:
+            estop: What to trip.
+            endpoint: `tcp://HOST:PORT` (PORT `*` for any free one) or `ipc://PATH`.
+            security: CURVE keys and the operators' allow-list; required off loopback.
+            state: The robot's state, for replies.
+
+        Raises:
+            ConfigError: malformed or used endpoint, off loopback without keys, or unreadable keys.
+        """
+        require_safe(endpoint, security)
+        self._estop, self._state = estop, state
+        self._stopping = threading.Event()
+        self._context = zmq.Context()
+        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.REP)
+        self._socket.linger, self._socket.maxmsgsize = 0, MAX_BYTES
+        self._authenticator = None
+        try:
+            if security is not None:
+                self._authenticator = secure_server(self._socket, security)
+            self._socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            self._close()
+            raise ConfigError(f"cannot listen for e-stops on {endpoint}: {error}") from error
+        except BaseException:
+            self._close()
+            raise
+        self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._thread = threading.Thread(target=self._run, name="e-stop topic", daemon=True)
+
+    def __enter__(self) -> TopicEStop:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(_JOIN_S)
+        self._close()
+
+    def _close(self) -> None:
+        self._socket.close(0)
+        if self._authenticator is not None:
+            self._authenticator.stop()
+            self._authenticator = None
+        self._context.term()
+
+    def _run(self) -> None:
+        give_way()
+        while not self._stopping.is_set():
+            with contextlib.suppress(zmq.ZMQError):  # a peer that vanished; the next poll goes on
+                if self._socket.poll(_POLL_MS):
+                    frames = self._socket.recv_multipart()
+                    self._socket.send(msgspec.json.encode(self._answer(frames)))
+
+    def _answer(self, frames: list[bytes]) -> StopReply:
+        error = ""
+        try:
+            request = msgspec.json.decode(frames[0], type=StopRequest) if len(frames) == 1 else None
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            request = None
+        if request is None:
+            error = "not a stop request: expected one frame of JSON with verb stop or status"
+        elif request.verb == "stop":
+            self._estop.trip(f"message: {request.reason or 'no reason given'}")
+        return StopReply(self._estop.tripped, self._estop.reason, self._state(), error)
+
+
+def send_estop(
+    endpoint: str,
+    reason: str = "",
+    *,
+    verb: Literal["stop", "status"] = "stop",
+    security: ClientSecurity | None = None,
+    timeout_s: float = 2.0,
+) -> StopReply:
+    """Stop a robot that listens at `endpoint`, or ask for its state; returns its answer.
+
+    Args:
+        endpoint: `estop.endpoint` of the robot.
+        reason: For the robot's log; at most some hundred bytes.
+        verb: `stop` or `status`.
+        security: The operator's secret key and the robot's public key; required off loopback.
+        timeout_s: How long to wait for the answer.
+
+    Raises:
+        EStopUnreachableError: no answer, for example because the robot does not know the operator's key. The stop may
+            still have arrived.
+        ConfigError: malformed endpoint or keys.
+    """
+    require_safe(endpoint, security)
+    with zmq.Context() as context, context.socket(zmq.REQ) as socket:
+        socket.linger = 0
+        if security is not None:
+            secure_client(socket, security)
+        try:
+            socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            raise ConfigError(f"cannot connect to {endpoint}: {error}") from error
+        socket.send(msgspec.json.encode(StopRequest(verb, reason[: MAX_BYTES // 8])))
+        if not socket.poll(round(timeout_s * 1000)):
+            raise EStopUnreachableError(
+                f"no answer from {endpoint} within {timeout_s:g} s: use another way to stop the robot now. Is its "
+                "run-robot running, with estop.endpoint set, and does it allow this operator's key?"
+            )
+        try:
+            return msgspec.json.decode(socket.recv(), type=StopReply)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise EStopUnreachableError(f"{endpoint} answered with something else than a robot's e-stop") from error

@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import termios
+import threading
+from pathlib import Path
+
+import msgspec
+import pytest
+import zmq
+
+from deploy.estop import EStop, EStopConfig, EStopGuard
+from deploy.estop_sources import KeyEStop, SignalEStop
+from deploy.estop_topic import EStopUnreachableError, StopReply, TopicEStop, send_estop
+from deploy.security import ClientSecurity, ServerSecurity, create_keys
+from mpo_robot.errors import ConfigError
+from tests.support.fake_robot import FakeRobot
+from tests.support.robot_process import wait_until
+
+ANY_PORT = "tcp://127.0.0.1:*"
+
+
+def test_first_reason_stays_until_a_human_rearms() -> None:
+    estop = EStop()
+    assert (estop.tripped, estop.reason) == (False, "")
+    estop.trip("smoke")
+    estop.trip("fire")
+    assert (estop.tripped, estop.reason) == (True, "smoke")
+    estop.rearm()
+    assert not estop.tripped
+    estop.trip("")
+    assert estop.tripped, "a stop without a reason is a stop"
+
+
+def test_guard_stops_the_robot_at_once_and_again() -> None:
+    robot, estop = FakeRobot(), EStop()
+    with EStopGuard(robot, estop):
+        assert robot.calls == []
+        estop.trip("one")
+        wait_until(lambda: robot.calls == ["stop"])
+        estop.trip("two")
+        wait_until(lambda: robot.calls == ["stop", "stop"])
+
+
+def test_guard_outlives_a_driver_whose_stop_fails_and_ends_without_a_stop() -> None:
+    robot, estop, attempts = FakeRobot(), EStop(), []
+
+    def broken() -> None:
+        attempts.append(1)
+        raise OSError("bus")
+
+    robot.stop = broken  # type: ignore[method-assign]
+    with EStopGuard(robot, estop):
+        estop.trip("one")
+        wait_until(lambda: len(attempts) == 3)
+        estop.trip("two")
+        wait_until(lambda: len(attempts) == 6)
+    quiet = FakeRobot()
+    with EStopGuard(quiet, EStop()):
+        pass
+    assert quiet.calls == []
+
+
+def test_signal_trips_and_is_harmless_afterwards() -> None:
+    estop = EStop()
+    before = signal.getsignal(signal.SIGUSR1)
+    try:
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+        with SignalEStop(estop, "SIGUSR1"):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert estop.reason == "signal SIGUSR1"
+        os.kill(os.getpid(), signal.SIGUSR1)  # would kill this process if the default had come back
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+        handler = signal.signal(signal.SIGUSR1, lambda number, frame: None)
+        mine = signal.getsignal(signal.SIGUSR1)
+        with SignalEStop(EStop(), "SIGUSR1"):
+            pass
+        assert signal.getsignal(signal.SIGUSR1) is mine, "a handler of another program part was lost"
+        assert handler is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_signal_can_be_switched_off_and_needs_the_main_thread() -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    with SignalEStop(EStop(), ""):
+        assert signal.getsignal(signal.SIGUSR1) is before
+    seen = []
+
+    def use() -> None:
+        with SignalEStop(EStop(), "SIGUSR1"):
+            seen.append(signal.getsignal(signal.SIGUSR1))
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+@pytest.mark.parametrize("key", [b" ", b"e", b"xyE"])
+def test_key_of_a_terminal_trips(key: bytes) -> None:
+    master, terminal = pty.openpty()
+    try:
+        before = termios.tcgetattr(terminal)
+        estop = EStop()
+        with KeyEStop(estop, terminal) as keys:
+            assert keys.active
+            during = termios.tcgetattr(terminal)
+            assert not during[3] & (termios.ICANON | termios.ECHO)
+            assert during[3] & termios.ISIG, "Ctrl-C must go on working"
+            assert during[6][termios.VSUSP] == b"\0", "Ctrl-Z would freeze the loop with the motors on"
+            os.write(master, key)
+            wait_until(lambda: estop.tripped)
+            assert estop.reason == "key"
+        assert termios.tcgetattr(terminal) == before
+    finally:
+        os.close(master)
+        os.close(terminal)
+
+
+def test_other_keys_do_nothing() -> None:
+    master, terminal = pty.openpty()
+    try:
+        estop = EStop()
+        with KeyEStop(estop, terminal):
+            os.write(master, b"qwrtz\n")
+            os.write(master, b"\x1b")
+        assert not estop.tripped
+    finally:
+        os.close(master)
+        os.close(terminal)
+
+
+def test_without_a_terminal_keys_are_not_listened_to() -> None:
+    read_end, write_end = os.pipe()
+    try:
+        with KeyEStop(EStop(), read_end) as keys:
+            assert not keys.active
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+
+
+def test_hung_up_terminal_ends_the_listener_without_a_stop() -> None:
+    master, terminal = pty.openpty()
+    estop = EStop()
+    with KeyEStop(estop, terminal) as keys:
+        assert keys.active
+        os.close(master)
+    os.close(terminal)
+    assert not estop.tripped
+
+
+def test_message_stops_and_tells_the_state() -> None:
+    estop = EStop()
+    with TopicEStop(estop, ANY_PORT, None, lambda: "RUN") as topic:
+        assert send_estop(topic.endpoint, verb="status", timeout_s=30) == StopReply(False, "", "RUN")
+        assert not estop.tripped
+        reply = send_estop(topic.endpoint, "arm too close", timeout_s=30)
+    assert reply == StopReply(True, "message: arm too close", "RUN")
+    assert estop.tripped
+
+
+def test_garbage_neither_stops_nor_silences_the_listener() -> None:
+    estop = EStop()
+    garbage = [
+        [b""], [b"stop"], [b"{}"], [b"\xff\xfe"], [b'{"verb":"rearm"}'], [b'{"verb":"stop","x":1}'],
+        [b'{"verb":"stop"}', b"more"], [b"[" * 500],
+    ]  # fmt: skip
+    with TopicEStop(estop, ANY_PORT, None) as topic:
+        with zmq.Context() as context:
+            for frames in garbage:
+                with context.socket(zmq.REQ) as socket:
+                    socket.linger = 0
+                    socket.connect(topic.endpoint)
+                    socket.send_multipart(frames)
+                    assert socket.poll(30_000)
+                    reply = msgspec.json.decode(socket.recv(), type=StopReply)
+                    assert reply.error
+                    assert not reply.tripped
+            with context.socket(zmq.DEALER) as socket:
+                socket.linger = 0
+                socket.connect(topic.endpoint)
+                socket.send(b"x" * 100_000)  # above the size limit: the peer is cut off
+                socket.send(b"no envelope")
+        assert not estop.tripped
+        assert send_estop(topic.endpoint, timeout_s=30).tripped
+
+
+def test_only_operators_keys_are_heard(tmp_path: Path) -> None:
+    robot_public, robot_secret = create_keys(tmp_path / "robot", "robot")
+    operator_public, operator_secret = create_keys(tmp_path / "operators", "operator")
+    _, stranger_secret = create_keys(tmp_path / "stranger", "stranger")
+    allow = tmp_path / "allow"
+    allow.mkdir()
+    (allow / "operator.key").write_bytes(operator_public.read_bytes())
+    estop = EStop()
+    with TopicEStop(estop, ANY_PORT, ServerSecurity(robot_secret, allow)) as topic:
+        with pytest.raises(EStopUnreachableError):
+            send_estop(topic.endpoint, timeout_s=0.3)
+        with pytest.raises(EStopUnreachableError, match="another way"):
+            send_estop(topic.endpoint, security=ClientSecurity(stranger_secret, robot_public), timeout_s=0.3)
+        assert not estop.tripped
+        operator = ClientSecurity(operator_secret, robot_public)
+        assert send_estop(topic.endpoint, "operator", security=operator, timeout_s=30).tripped
+    assert estop.reason == "message: operator"
+
+
+def test_listening_off_loopback_needs_keys() -> None:
+    with pytest.raises(ConfigError, match="CURVE"):
+        TopicEStop(EStop(), "tcp://0.0.0.0:*", None)
+    with pytest.raises(ConfigError, match="go together"):
+        EStopConfig(secret_key=Path("a"))
+
+
+def test_used_endpoint_is_named() -> None:
+    with TopicEStop(EStop(), ANY_PORT, None) as topic, pytest.raises(ConfigError, match="cannot listen"):
+        TopicEStop(EStop(), topic.endpoint, None)
+
+
+def test_trip_from_a_handler_cannot_deadlock_with_a_trip_that_it_interrupts() -> None:
+    # In a process of its own: a deadlock is a time-out there. Signals arrive in the middle of `trip` again and again.
+    code = (
+        "import os, signal\nfrom deploy.estop import EStop\ne = EStop()\n"
+        "signal.signal(signal.SIGALRM, lambda *_: e.trip('signal'))\n"
+        "signal.setitimer(signal.ITIMER_REAL, 1e-4, 1e-4)\n"
+        "for _ in range(20000): e.trip('main')\nsignal.setitimer(signal.ITIMER_REAL, 0)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
