@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from sim.servo_bus.packets import (
     BROADCAST_ID,
@@ -76,16 +76,14 @@ def _fast_sync_read(parameters: bytes, servos: dict[int, EmulatedServo]) -> list
     if len(parameters) < 5:
         return []
     address, size = _word(parameters, 0), _word(parameters, 2)
-    present = [key in servos for key in parameters[4:]]
-    blocks = [
-        (key, *(servos[key].read(address, size) if key in servos else (StatusError.NONE, bytes(size))))
-        for key in parameters[4:]
-    ]
+    identifiers = list(parameters[4:])
+    blocks: list[tuple[int, int, bytes]] = []
+    for key in identifiers:
+        error, data = servos[key].read(address, size) if key in servos else (0, bytes(size))
+        blocks.append((key, error, data))
     packet = encode_fast_status(blocks)
-    if all(present):
-        return [packet]
-    cut = 8 + present.index(False) * (size + 4)
-    return [packet[:cut]] if present[0] else []
+    heard = next((place for place, key in enumerate(identifiers) if key not in servos), len(identifiers))
+    return [packet[: 8 + heard * (size + 4)]] if heard else []
 
 
 def _sync_write(parameters: bytes, servos: dict[int, EmulatedServo]) -> list[bytes]:
@@ -119,7 +117,7 @@ def _bulk_write(parameters: bytes, servos: dict[int, EmulatedServo]) -> list[byt
     return []
 
 
-_MULTIPLE = {
+_MULTIPLE: dict[int, Callable[[bytes, dict[int, EmulatedServo]], list[bytes]]] = {
     Instruction.SYNC_READ: _sync_read,
     Instruction.FAST_SYNC_READ: _fast_sync_read,
     Instruction.SYNC_WRITE: _sync_write,
