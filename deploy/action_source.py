@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from deploy.client import PolicyClient
+from deploy.client import ClientState, PolicyClient
 from deploy.onnx_policy import OnnxPolicy, PolicyError
 from deploy.timing import Clock
 
@@ -31,8 +32,16 @@ class ActionSource(Protocol):
         """Why there was no action lately, for people; empty if nothing is known."""
         ...
 
+    @property
+    def miss_cause(self) -> str:
+        """One word for why the last `act` gave None, for the statistics (docs/safety.md)."""
+        ...
+
     def begin_episode(self, episode_id: str) -> str:
-        """Get ready for an episode; returns the policy version that will act. May block, may raise MpoRobotError."""
+        """Get ready for an episode; returns the policy version that will act. May block, may raise MpoRobotError.
+
+        The policy has been asked once when this returns, so that the first real action is as fast as any other.
+        """
         ...
 
     def act(self, observation: FloatArray, step_index: int, deadline_ns: int) -> Action | None:
@@ -66,9 +75,12 @@ class LocalSource:
         self._stochastic = stochastic
         self._rng = np.random.default_rng(seed)
         self.last_error = ""
+        self.miss_cause = "bad_policy"
 
     def begin_episode(self, episode_id: str) -> str:
-        """The file's version."""
+        """The file's version, after a first inference that is thrown away (it draws no random numbers)."""
+        with contextlib.suppress(PolicyError):  # it will say so again when it matters
+            self._policy.act(np.zeros(self._policy.spec.observation_size, np.float32), stochastic=False)
         return self._policy.policy_version
 
     def act(self, observation: FloatArray, step_index: int, deadline_ns: int) -> Action | None:
@@ -103,18 +115,33 @@ class ServerSource:
         self._timeout_s = timeout_s
         self._clock = clock
         self._patient = patient
+        self._before = (0, 0)
 
     @property
     def last_error(self) -> str:
         """What the client ran into last."""
         return self._client.last_error
 
+    @property
+    def miss_cause(self) -> str:
+        """`bad_reply`, `error_reply`, `disconnected`, or `no_reply` by the deadline."""
+        statistics = self._client.statistics
+        if statistics.bad_replies > self._before[0]:
+            return "bad_reply"
+        if statistics.error_replies > self._before[1]:
+            return "error_reply"
+        return "no_reply" if self._client.state is ClientState.READY else "disconnected"
+
     def begin_episode(self, episode_id: str) -> str:
-        """Handshake; the server pins its policy for this episode."""
-        return self._client.begin_episode(episode_id, self._timeout_s)
+        """Handshake; the server pins its policy for this episode and runs it once for an answer that is dropped."""
+        version = self._client.begin_episode(episode_id, self._timeout_s)
+        zeros = np.zeros(self._client.spec.observation_size, np.float32)
+        self._client.act(zeros, 0, self._clock.monotonic_ns() + int(self._timeout_s * 1e9))
+        return version
 
     def act(self, observation: FloatArray, step_index: int, deadline_ns: int) -> Action | None:
         """Action of the server, waiting no longer than the deadline."""
+        self._before = (self._client.statistics.bad_replies, self._client.statistics.error_replies)
         reply = self._client.act(observation, step_index, deadline_ns)
         while reply is None and self._patient and self._clock.monotonic_ns() < deadline_ns:
             self._clock.sleep_until(min(self._clock.monotonic_ns() + _POLL_NS, deadline_ns))

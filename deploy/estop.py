@@ -32,7 +32,7 @@ class EStopConfig:
         signal: Signal to the process; "" for none.
         endpoint: Listen here for `mpo-robot estop` messages, `tcp://HOST:PORT` or `ipc://PATH`; "" does not listen.
         secret_key: This robot's NAME.key_secret for that endpoint; needed off loopback.
-        allow: Directory with the public keys (NAME.key) of the operators whose messages count.
+        allow: Allow-list with the public keys of the operators whose messages count (`mpo-robot keys allow`).
         latch: File that remembers a fault until `mpo-robot rearm`. null: `NAME.fault` in the log directory for a real
             robot, none for a simulated one. "": none.
     """

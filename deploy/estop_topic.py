@@ -14,6 +14,7 @@ from typing import Literal
 import msgspec
 import zmq
 
+from deploy.allow_list import AllowList, Role
 from deploy.estop import EStop
 from deploy.security import ClientSecurity, ServerSecurity, require_safe, secure_client, secure_server
 from deploy.timing import give_way
@@ -75,9 +76,10 @@ class TopicEStop:
         self._socket: zmq.Socket[bytes] = self._context.socket(zmq.REP)
         self._socket.linger, self._socket.maxmsgsize = 0, MAX_BYTES
         self._authenticator = None
+        self._allowed = None if security is None else AllowList(security.allow)
         try:
-            if security is not None:
-                self._authenticator = secure_server(self._socket, security)
+            if security is not None and self._allowed is not None:
+                self._authenticator = secure_server(self._socket, security, self._allowed)
             self._socket.bind(endpoint)
         except zmq.ZMQError as error:
             self._close()
@@ -110,16 +112,27 @@ class TopicEStop:
         while not self._stopping.is_set():
             with contextlib.suppress(zmq.ZMQError):  # a peer that vanished; the next poll goes on
                 if self._socket.poll(_POLL_MS):
-                    frames = self._socket.recv_multipart()
+                    frames = self._socket.recv_multipart(copy=False)
                     self._socket.send(msgspec.json.encode(self._answer(frames)))
 
-    def _answer(self, frames: list[bytes]) -> StopReply:
+    def _is_operator(self, frame: zmq.Frame) -> bool:
+        """With CURVE the key decides; without, only this machine can reach the endpoint, and a stop does no harm."""
+        if self._allowed is None:
+            return True
+        with contextlib.suppress(zmq.ZMQError):
+            entry = self._allowed.find(str(frame.get("User-Id")))
+            return entry is not None and entry.role is Role.OPERATOR
+        return False
+
+    def _answer(self, frames: list[zmq.Frame]) -> StopReply:
         error = ""
         try:
-            request = msgspec.json.decode(frames[0], type=StopRequest) if len(frames) == 1 else None
+            request = msgspec.json.decode(frames[0].bytes, type=StopRequest) if len(frames) == 1 else None
         except (msgspec.DecodeError, UnicodeDecodeError):
             request = None
-        if request is None:
+        if not self._is_operator(frames[0]):
+            error = "this takes an operator's key"
+        elif request is None:
             error = "not a stop request: expected one frame of JSON with verb stop or status"
         elif request.verb == "stop":
             self._estop.trip(f"message: {request.reason or 'no reason given'}")

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Literal
 
 from deploy.action_source import ActionSource
+from deploy.estop import EStop
 from deploy.fallback import FallbackConfig
+from deploy.interpolation import Interpolation
 from deploy.log_writer import EpisodeLogWriter
 from deploy.observation_checks import ObservationConfig
+from deploy.real_time import RealTimeConfig
 from deploy.safety import SafetyConfig
 from deploy.timing import Clock, SystemClock
 from mpo_robot.errors import ConfigError
+from mpo_robot.specs import PolicySpec
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,11 @@ class LoopConfig:
         max_steps: Cut each episode after this many steps; 0 leaves its end to the robot.
         watchdog_s: Stop the robot from a second thread if a tick takes longer than this, because a driver call does
             not return; 0 turns it off. Real-time pace only.
-        realtime_priority: 1 to 99 asks the operating system for this real-time priority (SCHED_FIFO), so that other
-            programs do not delay the loop; 0 does not. Real-time pace only; without permission a line says so.
+        realtime_priority: The older place of `real_time.priority`; used if that is 0.
+        real_time: What to ask the operating system for.
+        command_rate: Motor commands per second; a whole multiple of the policy's rate. 0: one command per action.
+        interpolation: What the commands between two actions are: `hold` sends the action's command at once, `linear`
+            goes there in equal steps and arrives with the last command of the period. Limits hold for every command.
     """
 
     pace: Literal["real_time", "fast"] = "real_time"
@@ -41,6 +48,9 @@ class LoopConfig:
     max_steps: int = 0
     watchdog_s: float = 1.0
     realtime_priority: int = 0
+    real_time: RealTimeConfig = field(default_factory=RealTimeConfig)
+    command_rate: float = 0.0
+    interpolation: Interpolation = "hold"
 
     def __post_init__(self) -> None:
         if not 0.0 < self.deadline <= 1.0:
@@ -51,11 +61,35 @@ class LoopConfig:
             raise ConfigError("loop: fast_timeout_s must be positive; spin_s, max_steps, watchdog_s not negative")
         if not 0 <= self.realtime_priority <= 99:
             raise ConfigError(f"loop.realtime_priority must be 0 to 99, got {self.realtime_priority}")
+        if self.command_rate < 0:
+            raise ConfigError(f"loop.command_rate must not be negative, got {self.command_rate}")
 
     @property
     def is_real_time(self) -> bool:
         """Whether the schedule follows the clock."""
         return self.pace == "real_time"
+
+    @property
+    def operating_system(self) -> RealTimeConfig:
+        """`real_time`, with the priority from wherever it was given."""
+        return replace(self.real_time, priority=self.real_time.priority or self.realtime_priority)
+
+    def commands_per_period(self, spec: PolicySpec) -> int:
+        """Motor commands per policy period.
+
+        Raises:
+            ConfigError: not a whole number of them, or interpolation between the choices of a discrete policy.
+        """
+        count = max(1, round(self.command_rate * spec.control_dt)) if self.command_rate else 1
+        if self.command_rate and abs(self.command_rate * spec.control_dt - count) > 1e-6 * count:
+            rate = 1.0 / spec.control_dt
+            raise ConfigError(
+                f"loop.command_rate must be a whole multiple of the policy's {rate:.6g} Hz, got {self.command_rate:g}: "
+                f"for example {rate * max(1, round(self.command_rate / rate)):.6g}"
+            )
+        if self.interpolation == "linear" and spec.num_actions is not None:
+            raise ConfigError("loop.interpolation: linear makes no sense between discrete actions; use hold")
+        return count
 
 
 class EndReason(str, Enum):
@@ -66,13 +100,14 @@ class EndReason(str, Enum):
     MAX_STEPS = "max_steps"
     OPERATOR = "operator"  # a stop was asked for
     FALLBACK = "fallback"  # the ladder reached its last rung
-    SAFETY = "safety"  # a limit or an observation check with mode `stop`
+    SAFETY = "safety"  # a limit or an observation check with mode `fault`
     WATCHDOG = "watchdog"  # a tick took too long
+    ESTOP = "estop"  # the emergency stop was tripped
 
     @property
     def is_fault(self) -> bool:
-        """Whether something went wrong."""
-        return self in (EndReason.FALLBACK, EndReason.SAFETY, EndReason.WATCHDOG)
+        """Whether the robot is in FAULT afterwards: it moves again only when a human has re-armed it."""
+        return self in (EndReason.FALLBACK, EndReason.SAFETY, EndReason.WATCHDOG, EndReason.ESTOP)
 
 
 def _never() -> bool:
@@ -92,6 +127,7 @@ class LoopParts:
         fallback: The ladder.
         open_log: Called with the episode id, before the robot moves, for the log of an episode; None: no log.
         should_stop: Polled once per tick; True ends the episode cleanly.
+        estop: The emergency stop; looked at before every motor command.
         clock: Source of time.
     """
 
@@ -103,4 +139,5 @@ class LoopParts:
     fallback: FallbackConfig = field(default_factory=FallbackConfig)
     open_log: Callable[[str], EpisodeLogWriter] | None = None
     should_stop: Callable[[], bool] = _never
+    estop: EStop = field(default_factory=EStop)
     clock: Clock = field(default_factory=SystemClock)

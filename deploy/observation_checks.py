@@ -11,7 +11,8 @@ import numpy.typing as npt
 from deploy.robot import Measurement
 from mpo_robot.errors import ConfigError
 
-CheckMode = Literal["off", "warn", "fallback", "stop"]
+CheckMode = Literal["off", "warn", "fallback", "fault", "stop"]
+_FAULTS = ("fault", "stop")
 
 
 @dataclass(frozen=True)
@@ -42,27 +43,42 @@ class FrozenCheck:
 
 @dataclass(frozen=True)
 class NonFiniteCheck:
-    """NaN or infinity in a reading. It never reaches a policy: the mode can only choose between fallback and stop."""
+    """NaN or infinity in a reading. It never reaches a policy: the mode can only choose between fallback and fault."""
 
-    mode: Literal["fallback", "stop"] = "fallback"
+    mode: Literal["fallback", "fault", "stop"] = "fallback"
 
 
 @dataclass(frozen=True)
 class ObservationConfig:
-    """Checks of readings. `warn` counts, `fallback` goes down the ladder for this tick, `stop` stops the robot."""
+    """Checks of readings.
+
+    `warn` counts; `fallback` goes down the ladder for this tick; `fault` stops the robot until a human re-arms it.
+    `stop` is the older word for `fault`.
+
+    Attributes:
+        stale: Older than a period.
+        order: Not newer than the reading before.
+        frozen: The same numbers again and again.
+        non_finite: NaN or infinity.
+        fault_after: Unfit readings in a row (checks with mode `fallback`) that are a fault, whatever the ladder would
+            still do; 0 leaves it to the ladder.
+    """
 
     stale: StaleCheck = field(default_factory=StaleCheck)
     order: OrderCheck = field(default_factory=OrderCheck)
     frozen: FrozenCheck = field(default_factory=FrozenCheck)
     non_finite: NonFiniteCheck = field(default_factory=NonFiniteCheck)
+    fault_after: int = 25
 
     def __post_init__(self) -> None:
-        if self.stale.max_age_s < 0 or self.frozen.ticks < 1:
-            raise ConfigError("observation checks: stale.max_age_s must not be negative, frozen.ticks at least 1")
+        if min(self.stale.max_age_s, self.fault_after) < 0 or self.frozen.ticks < 1:
+            raise ConfigError(
+                "observation: stale.max_age_s and fault_after must not be negative, frozen.ticks at least 1"
+            )
 
 
 class Verdict(NamedTuple):
-    """Result for one reading: `usable` for a policy, names of the `faults` found, reason to `stop` or empty."""
+    """Result for one reading: `usable` for a policy, names of the `faults` found, reason to stop the robot or empty."""
 
     usable: bool
     faults: tuple[str, ...]
@@ -85,6 +101,7 @@ class ObservationMonitor:
         self._newest_ns: int | None = None
         self._last: npt.NDArray[np.float32] | None = None
         self._repeats = 0
+        self._unfit = 0
 
     def check(self, measurement: Measurement, now_ns: int) -> Verdict:
         """Verdict for the next reading; `now_ns` is the monotonic time just after it was read."""
@@ -103,12 +120,12 @@ class ObservationMonitor:
         if self._is_frozen(measurement.observation):
             found.append(("frozen", config.frozen.mode))
         faults = [(name, mode) for name, mode in found if mode != "off"]
-        stops = [name for name, mode in faults if mode == "stop"]
-        return Verdict(
-            usable=not any(mode in ("fallback", "stop") for _, mode in faults),
-            faults=tuple(name for name, _ in faults),
-            stop=f"observation check {stops[0]!r} failed" if stops else "",
-        )
+        usable = all(mode == "warn" for _, mode in faults)
+        self._unfit = 0 if usable else self._unfit + 1
+        stop = next((f"observation check {name!r} failed" for name, mode in faults if mode in _FAULTS), "")
+        if not stop and 0 < config.fault_after <= self._unfit:
+            stop = f"{self._unfit} unfit readings in a row, the last one: {', '.join(name for name, _ in faults)}"
+        return Verdict(usable, tuple(name for name, _ in faults), stop)
 
     def _is_frozen(self, observation: npt.NDArray[np.float32]) -> bool:
         same = self._last is not None and self._last.tobytes() == observation.tobytes()

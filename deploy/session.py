@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import Callable
 
 from deploy.control_loop import ControlLoop, EpisodeResult
+from deploy.estop import EStopGuard
+from deploy.fault_latch import FaultLatch
 from deploy.loop_parts import EndReason, LoopParts
 from deploy.robot import Robot
-from deploy.stopping import stop_robot
+from deploy.robot_state import State, StateMachine
+
+_log = logging.getLogger(__name__)
 
 
 def run_session(
@@ -20,10 +25,13 @@ def run_session(
     episodes: int,
     seed: int | None = None,
     on_result: Callable[[EpisodeResult], None] = lambda result: None,
+    on_machine: Callable[[StateMachine], None] = lambda machine: None,
+    latch: FaultLatch | None = None,
 ) -> list[EpisodeResult]:
     """Run episodes; the robot is stopped and disconnected and the action source closed when this returns or raises.
 
-    No new episode begins after a fault, a log that could not be written, or a request to stop.
+    No new episode begins after a fault or an e-stop, a log that could not be written, or a request to stop. A fault is
+    remembered in `latch`; only a human takes it back.
 
     Args:
         robot: Not yet connected.
@@ -32,27 +40,52 @@ def run_session(
         episodes: How many; 0 runs until stopped.
         seed: Episode i starts with seed + i.
         on_result: Called after each episode, with the robot stopped.
+        on_machine: Called once with the robot's state machine, for those who show its state.
+        latch: Where a fault is remembered; None forgets it with the process.
+
+    Raises:
+        RobotFaultError: a fault of an earlier session is still in force.
+        Exception: see `ControlLoop.run_episode`.
     """
+    latch = latch or FaultLatch(None)
     prefix = f"{name}-{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
     results: list[EpisodeResult] = []
     try:
+        latch.require_clear(name)
         loop = ControlLoop(robot, parts)
-        try:
-            robot.connect()
-            while (episodes == 0 or len(results) < episodes) and not parts.should_stop():
-                index = len(results)
-                result = loop.run_episode(f"{prefix}-{index:04d}", None if seed is None else seed + index)
-                results.append(result)
-                on_result(result)
-                if result.reason is EndReason.OPERATOR or result.reason.is_fault or result.log_error:
-                    break
-        finally:
+        on_machine(loop.machine)
+        episode_id = ""
+        with EStopGuard(robot, parts.estop):
             try:
-                stop_robot(robot)
+                loop.connect()
+                while (episodes == 0 or len(results) < episodes) and not parts.should_stop() and not loop.take_estop():
+                    index = len(results)
+                    episode_id = f"{prefix}-{index:04d}"
+                    result = loop.run_episode(episode_id, None if seed is None else seed + index)
+                    results.append(result)
+                    if result.state is State.FAULT:
+                        _remember(latch, result.reason.value, result.detail, episode_id)
+                    on_result(result)
+                    if result.reason is EndReason.OPERATOR or result.state is State.FAULT or result.log_error:
+                        break
+            except BaseException as error:
+                if loop.machine.state is State.FAULT:
+                    _remember(latch, "error", repr(error), episode_id)
+                raise
             finally:
-                robot.disconnect()
+                try:
+                    loop.disconnect()
+                finally:
+                    if loop.take_estop():
+                        _remember(latch, "estop", parts.estop.reason)
     finally:
         parts.source.close()
         if parts.local is not None:
             parts.local.close()
     return results
+
+
+def _remember(latch: FaultLatch, reason: str, detail: str, episode_id: str = "") -> None:
+    problem = latch.set(reason, detail, episode_id)
+    if problem:
+        _log.error("%s", problem)

@@ -11,7 +11,7 @@ import gc
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 _PR_SET_TIMERSLACK = 29  # Linux prctl: how late the kernel may wake this thread, 50 us by default
@@ -159,12 +159,39 @@ def use_real_time_priority(priority: int) -> str:
     return ""
 
 
+_helper_cpus: set[int] = set()  # where helper threads go once the loop's thread is pinned
+
+
+def pin_thread(cpus: Sequence[int]) -> str:
+    """Let the calling thread run on these CPUs only; threads that call `give_way` leave them again (Linux).
+
+    Returns:
+        Empty if done, else why not: no such CPU, or none that this process may use.
+    """
+    global _helper_cpus
+    try:
+        before = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, cpus)
+        kept = os.sched_getaffinity(0)
+    except AttributeError:
+        return "this system cannot pin a thread to a CPU"
+    except (OSError, ValueError, OverflowError) as error:
+        return f"cannot run on CPU {', '.join(map(str, cpus))}: {error}"
+    _helper_cpus = (before | _helper_cpus) - kept or kept
+    if not set(cpus) <= kept:
+        return f"CPU {', '.join(str(cpu) for cpu in sorted(set(cpus) - kept))} is not there; pinned to {sorted(kept)}"
+    return ""
+
+
 def give_way() -> None:
     """Lower the calling thread's real-time priority, if it has one, below that of the thread it inherited it from.
 
     It stays under the real-time scheduler: a helper that another program keeps from running while it holds the
-    interpreter would hold up the control loop too.
+    interpreter would hold up the control loop too. It also leaves the CPUs the loop is pinned to.
     """
+    if _helper_cpus:
+        with contextlib.suppress(OSError, AttributeError):
+            os.sched_setaffinity(0, _helper_cpus)
     with contextlib.suppress(OSError, AttributeError):
         if os.sched_getscheduler(0) == os.SCHED_FIFO:
             lower = max(1, os.sched_getparam(0).sched_priority - 1)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from deploy.action_source import LocalSource, ServerSource
-from deploy.client import ActionReply
+from deploy.client import ActionReply, ClientState, ClientStatistics
 from deploy.onnx_policy import OnnxPolicy, gaussian_log_prob
 from tests.support.fake_clock import FakeClock
 from tests.support.onnx_files import small_spec, write_linear_policy
@@ -53,11 +53,19 @@ class FlakyClient:
 
     def __init__(self, clock: FakeClock, lost: int) -> None:
         self.clock, self.lost = clock, lost
+        self.statistics = ClientStatistics()
+        self.state = ClientState.READY
+        self.spec = small_spec()
+        self.asked: list[np.ndarray] = []
 
     def act(self, observation: np.ndarray, step_index: int, deadline_ns: int) -> ActionReply | None:
+        self.asked.append(observation)
         if self.lost > 0:
             return None
         return ActionReply(np.zeros(2, np.float32), math.nan, "v", 1, 1, 1)
+
+    def begin_episode(self, episode_id: str, timeout_s: float) -> str:
+        return "v"
 
     def reconnect_if_needed(self) -> bool:
         self.lost -= 1
@@ -74,3 +82,49 @@ def test_only_a_patient_source_waits_for_a_lost_server(patient: bool, lost: int,
     assert clock.monotonic_ns() - start <= 50 * MS
     if not patient:
         assert clock.monotonic_ns() == start
+
+
+def test_server_is_asked_once_before_the_first_tick() -> None:
+    client = FlakyClient(FakeClock(), 0)
+    source = ServerSource(client, 1.0, client.clock)  # type: ignore[arg-type]
+    assert source.begin_episode("x") == "v"
+    (asked,) = client.asked
+    np.testing.assert_array_equal(asked, np.zeros(3))
+
+
+def test_local_policy_is_run_once_before_the_first_tick_without_drawing_numbers(policy: OnnxPolicy) -> None:
+    calls: list[bool] = []
+    act = policy.act
+
+    def spy(observation: np.ndarray, stochastic: bool, rng: object = None):  # type: ignore[no-untyped-def]
+        calls.append(stochastic)
+        return act(observation, stochastic, rng)  # type: ignore[arg-type]
+
+    policy.act = spy  # type: ignore[method-assign, assignment]
+    warm = LocalSource(policy, stochastic=True, seed=1)
+    warm.begin_episode("x")
+    assert calls == [False]
+    action, cold = warm.act(OBSERVATION, 0, 0), LocalSource(policy, stochastic=True, seed=1).act(OBSERVATION, 0, 0)
+    assert action is not None
+    assert cold is not None
+    np.testing.assert_array_equal(action.action, cold.action)
+
+
+def test_cause_of_a_missing_action_is_told() -> None:
+    client = FlakyClient(FakeClock(), 99)
+    source = ServerSource(client, 1.0, client.clock)  # type: ignore[arg-type]
+    causes = []
+    for spoil in ("", "bad_replies", "error_replies"):
+
+        def spoiled(*arguments: object, name: str = spoil) -> None:
+            if name:
+                setattr(client.statistics, name, getattr(client.statistics, name) + 1)
+
+        client.act = spoiled  # type: ignore[method-assign, assignment]
+        source.act(OBSERVATION, 0, 0)
+        causes.append(source.miss_cause)
+    client.act = lambda *_: None  # type: ignore[method-assign]
+    client.state = ClientState.LOST
+    source.act(OBSERVATION, 0, 0)
+    causes.append(source.miss_cause)
+    assert causes == ["no_reply", "bad_reply", "error_reply", "disconnected"]

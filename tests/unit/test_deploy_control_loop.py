@@ -48,7 +48,7 @@ class Script:
         self.clock, self.missing, self.latency_ns, self.version = clock, missing, latency_ns, version
         self.asked: list[tuple[int, int]] = []
         self.maintained = 0
-        self.last_error = "scripted"
+        self.last_error, self.miss_cause = "scripted", "no_reply"
         self.closed = False
         self.actions = np.random.default_rng(1).normal(0, 1.5, (200, 2)).astype(np.float32)
 

@@ -13,10 +13,12 @@ import msgspec
 import pytest
 import zmq
 
+from deploy.allow_list import AllowList, Role
 from deploy.estop import EStop, EStopConfig, EStopGuard
 from deploy.estop_sources import KeyEStop, SignalEStop
 from deploy.estop_topic import EStopUnreachableError, StopReply, TopicEStop, send_estop
-from deploy.security import ClientSecurity, ServerSecurity, create_keys
+from deploy.key_files import create_keys
+from deploy.security import ClientSecurity, ServerSecurity
 from mpo_robot.errors import ConfigError
 from tests.support.fake_robot import FakeRobot
 from tests.support.robot_process import wait_until
@@ -193,17 +195,20 @@ def test_garbage_neither_stops_nor_silences_the_listener() -> None:
 
 def test_only_operators_keys_are_heard(tmp_path: Path) -> None:
     robot_public, robot_secret = create_keys(tmp_path / "robot", "robot")
-    operator_public, operator_secret = create_keys(tmp_path / "operators", "operator")
+    operator_public, operator_secret = create_keys(tmp_path / "operator", "operator")
+    other_public, other_secret = create_keys(tmp_path / "other", "other")
     _, stranger_secret = create_keys(tmp_path / "stranger", "stranger")
-    allow = tmp_path / "allow"
-    allow.mkdir()
-    (allow / "operator.key").write_bytes(operator_public.read_bytes())
+    allowed = AllowList(tmp_path / "allow")
+    allowed.allow(operator_public, Role.OPERATOR)
+    allowed.allow(other_public, Role.ROBOT)
     estop = EStop()
-    with TopicEStop(estop, ANY_PORT, ServerSecurity(robot_secret, allow)) as topic:
+    with TopicEStop(estop, ANY_PORT, ServerSecurity(robot_secret, tmp_path / "allow")) as topic:
         with pytest.raises(EStopUnreachableError):
             send_estop(topic.endpoint, timeout_s=0.3)
         with pytest.raises(EStopUnreachableError, match="another way"):
             send_estop(topic.endpoint, security=ClientSecurity(stranger_secret, robot_public), timeout_s=0.3)
+        reply = send_estop(topic.endpoint, security=ClientSecurity(other_secret, robot_public), timeout_s=30)
+        assert "operator" in reply.error
         assert not estop.tripped
         operator = ClientSecurity(operator_secret, robot_public)
         assert send_estop(topic.endpoint, "operator", security=operator, timeout_s=30).tripped

@@ -22,7 +22,7 @@ class Zero:
         self.episodes: list[str] = []
         self.fail_at = fail_at
         self.closed = False
-        self.last_error = ""
+        self.last_error = self.miss_cause = ""
 
     def begin_episode(self, episode_id: str) -> str:
         if len(self.episodes) == self.fail_at:

@@ -1,0 +1,111 @@
+"""The last hand on every motor command: interpolates, limits, checks who is in charge, sends. Shapes: A action size."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from deploy.fallback import Mode
+from deploy.interpolation import Interpolation, command_at
+from deploy.loop_parts import EndReason, LoopParts
+from deploy.loop_statistics import LoopStatistics
+from deploy.robot import Robot, RobotError
+from deploy.robot_state import StateMachine
+from deploy.safety import CommandLimits, filter_command
+from mpo_robot.specs import PolicySpec
+
+FloatArray = npt.NDArray[np.float32]
+End = tuple[EndReason, str]
+
+
+class CommandSender:
+    """Sends the `count` motor commands of each policy period. Nothing else in an episode calls `Robot.send_command`.
+
+    Attributes:
+        count: Motor commands per policy period.
+        previous: [A] applied last, as the robot reports it.
+        changed: Something altered a command of the running period: a limit, the robot, or lack of time.
+    """
+
+    def __init__(
+        self,
+        robot: Robot,
+        parts: LoopParts,
+        limits: CommandLimits,
+        machine: StateMachine,
+        statistics: LoopStatistics,
+    ) -> None:
+        """Args: `limits` are for one motor command, not for one policy period."""
+        self.count = parts.loop.commands_per_period(robot.spec)
+        self.previous = checked_vector(
+            robot.safe_pose_command(), robot.spec.action_size, "safe_pose_command() returned"
+        )
+        self.changed = False
+        self._robot, self._limits, self._machine, self._statistics = robot, limits, machine, statistics
+        self._spec: PolicySpec = robot.spec
+        self._estop = parts.estop
+        self._interpolation: Interpolation = parts.loop.interpolation
+        self._tolerance = parts.safety.applied_tolerance * robot.spec.command_half_range
+        self._before: FloatArray | None = None
+        self._start = self._target = self.previous
+        self._mode, self._first, self._next = Mode.STOP, 0, self.count
+
+    def aim(self, target: FloatArray, mode: Mode, first: int = 0) -> None:
+        """Begin a period: head for `target` [A] on behalf of `mode`, with commands `first` to `count` - 1."""
+        self._start, self._target, self._mode = self.previous, target, mode
+        self._first = self._next = min(max(first, 0), self.count - 1)
+        self.changed = False
+
+    @property
+    def next_index(self) -> int:
+        """Index of the next command of this period; `count` if all are sent."""
+        return self._next
+
+    @property
+    def target_reached(self) -> bool:
+        """Whether the last command of the period was sent, or an earlier one already was the target."""
+        return self._next == self.count or self._interpolation == "hold"
+
+    def skip(self) -> None:
+        """Leave out the next command: its time has passed."""
+        self._next += 1
+        self._statistics.skipped_commands += 1
+
+    def send(self) -> End | None:
+        """Send the next command of the period. Returns why nothing may be sent, if so.
+
+        Raises:
+            StateError: whoever is acting is not in charge in the robot's state. A programming error.
+            RobotError: the robot answered with a vector of a wrong size.
+        """
+        if self._estop.tripped:
+            return EndReason.ESTOP, self._estop.reason
+        self._machine.require(self._mode)
+        wanted = command_at(self._start, self._target, self._next, self.count, self._interpolation, self._first)
+        safe = filter_command(wanted, self.previous, self._limits, self._before)
+        self._statistics.faults.update(safe.violations)
+        if safe.command is None:
+            return EndReason.SAFETY, safe.stop
+        applied = checked_vector(
+            self._robot.send_command(safe.command.copy()), self._spec.action_size, "send_command() returned"
+        )
+        self.changed = self.changed or safe.modified or not self._is_same(applied, safe.command)
+        self._before, self.previous = self.previous, applied
+        self._next += 1
+        self._statistics.commands += 1
+        return None
+
+    def _is_same(self, applied: FloatArray, sent: FloatArray) -> bool:
+        return np.array_equal(applied, sent) or bool((np.abs(applied - sent) <= self._tolerance).all())
+
+
+def checked_vector(values: npt.ArrayLike, size: int, what: str) -> FloatArray:
+    """Own float32 copy [size]: a driver may reuse its buffers.
+
+    Raises:
+        RobotError: another size; `what` says whose.
+    """
+    array = np.array(values, np.float32)
+    if array.shape != (size,):
+        raise RobotError(f"the robot's {what} of shape {array.shape}, its spec says ({size},)")
+    return array
