@@ -30,7 +30,8 @@ class LogContents(NamedTuple):
         records: Steps in file order.
         spec: Interface the episode was recorded with.
         metadata: `episode_id`, `robot`, `info` (with `randomization` if simulated), `spec_hash`, `schema_version`,
-            `monotonic_ns` and `wall_time_ns` (clock anchor), and `statistics` if the episode was closed.
+            `monotonic_ns` and `wall_time_ns` (clock anchor), `part` if the file is not the first of its episode, and
+            `statistics` if it was closed.
         complete: The writer closed the file and all of it was read.
         recovered_bytes: Length of what could be read.
         total_bytes: Length of the file.
@@ -46,6 +47,18 @@ class LogContents(NamedTuple):
     total_bytes: int
     problem: str
     invalid_records: tuple[StepRecord, ...]
+
+    @property
+    def continues(self) -> bool:
+        """The episode goes on in another file (`deploy.log_parts`)."""
+        return bool(self.metadata.get("statistics", {}).get("continued", False))
+
+
+class LogHead(NamedTuple):
+    """Which part of which episode a file is."""
+
+    episode_id: str
+    part: int
 
 
 def read_log(path: str | Path) -> LogContents:
@@ -86,8 +99,8 @@ def parse_log(data: bytes, name: str) -> LogContents:
     )
 
 
-def read_episode_id(path: str | Path) -> str | None:
-    """Name of the episode in a log, from the head of the file; None if it has no intact description.
+def read_head(path: str | Path) -> LogHead | None:
+    """Which part of which episode a log is, from the head of the file; None if it has no intact description.
 
     Raises:
         EpisodeError: the file cannot be read.
@@ -97,9 +110,10 @@ def read_episode_id(path: str | Path) -> str | None:
         while True:
             with Path(path).open("rb") as stream:
                 data = stream.read(size)
-            walk = walk_log(data)
-            if walk.description is not None:
-                return str(walk.description.get("episode_id", "")) or None
+            description = walk_log(data).description
+            if description is not None:
+                name = str(description.get("episode_id", ""))
+                return LogHead(name, int(description.get("part", 0))) if name else None
             if len(data) < size:
                 return None
             size *= 8

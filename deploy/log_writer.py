@@ -1,81 +1,51 @@
-"""`EpisodeLogWriter`: one MCAP file per episode, written by a thread so that the control loop never waits for a disk.
+"""`EpisodeLogWriter`: the log of one episode, written by a thread so that the control loop never waits for a disk.
 
 Every drain of the queue becomes one small uncompressed chunk with its CRC, handed to the operating system at once:
 what was written before `kill -9` or a crash stays readable (`deploy.log_reader`). Surviving a power cut too needs
-`fsync="step"`. A record that finds the queue full, or comes after a write error, is dropped and counted.
+`fsync="step"`. A record that finds the queue full, or a disk that takes nothing, is dropped and counted; when the disk
+takes data again, the log goes on behind a gap. An episode may span several files (parts).
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import queue
-import re
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, NamedTuple
 
-from mcap.writer import CompressionType, Writer
-
-from deploy.log_format import (
-    EPISODE_METADATA,
-    INVALID_STEP_TOPIC,
-    LOG_PROFILE,
-    LOG_SUFFIX,
-    SIGNALS_TOPIC,
-    STATISTICS_METADATA,
-    STEP_TOPIC,
-    encode_step,
-    pack_metadata,
-    step_json_schema,
-)
-from deploy.log_signals import encode_signals, signals_json_schema
+from deploy.log_config import FsyncPolicy, LogConfig
+from deploy.log_encoding import StepEncoder
+from deploy.log_file import Disk, LogFile, sync_directory
+from deploy.log_format import INVALID_STEP_TOPIC, STEP_TOPIC
+from deploy.log_parts import check_episode_id, part_path
 from deploy.timing import give_way
 from mpo_robot.episode import STEP_SCHEMA_VERSION, StepRecord
-from mpo_robot.errors import ConfigError, EpisodeError
+from mpo_robot.errors import EpisodeError
 from mpo_robot.specs import PolicySpec
 
-_Item = dict[str, Any] | tuple[str, StepRecord]  # the description, or a step and its topic
-FsyncPolicy = Literal["step", "episode", "never"]
+__all__ = ["EpisodeLogWriter", "FsyncPolicy", "LogConfig"]
 
 
-@dataclass(frozen=True)
-class LogConfig:
-    """How episodes are logged.
+class _Step(NamedTuple):
+    topic: str
+    record: StepRecord
 
-    Attributes:
-        directory: Folder of the log files; made if missing. Empty: no logs.
-        fsync: When data are forced to the disk: after every write, at the end of the episode, or never. Only matters
-            for power cuts; `kill -9` never loses a written record.
-        queue_size: Records that may wait for the writer thread before records are dropped (and counted).
-        flush_interval_s: 0 writes each record as soon as the thread sees it. A positive value collects records for
-            that long into one chunk: smaller files and less work at high rates, and at most that much lost in a crash.
-        signals: Also write a `/signals` topic with the scalars by name, for plotting. Makes the file about twice as
-            large.
-    """
 
-    directory: str = "logs"
-    fsync: FsyncPolicy = "episode"
-    queue_size: int = 4096
-    flush_interval_s: float = 0.0
-    signals: bool = False
+class _End(NamedTuple):
+    statistics: Mapping[str, Any]
 
-    def __post_init__(self) -> None:
-        if self.queue_size < 1:
-            raise ConfigError(f"log.queue_size must be at least 1, got {self.queue_size}")
-        if self.flush_interval_s < 0:
-            raise ConfigError(f"log.flush_interval_s must not be negative, got {self.flush_interval_s}")
+
+_Description = dict[str, Any]
 
 
 class EpisodeLogWriter:
     """Writes the steps of one episode.
 
-    `append` and `append_invalid` may be called from one thread and never block. The file is locked (`flock`) while
-    it is being written, so that a reader can tell an episode in progress from a crashed one.
+    `append` and `append_invalid` may be called from one thread and never block. A file is locked (`flock`) while it
+    is being written, so that a reader can tell an episode in progress from a crashed one.
     """
 
     def __init__(
@@ -86,6 +56,7 @@ class EpisodeLogWriter:
         *,
         robot: str = "",
         config: LogConfig | None = None,
+        disk: Disk | None = None,
     ) -> None:
         """Create `directory/episode_id.mcap` and start the writer thread.
 
@@ -95,52 +66,58 @@ class EpisodeLogWriter:
             episode_id: Unique; letters, digits and `._-` only, because it names the file.
             robot: Name of the robot, for people.
             config: Writing policy; its `directory` is not used here.
+            disk: Where the files go, in place of the operating system.
 
         Raises:
             EpisodeError: the name is malformed, the file exists, or it cannot be created.
+            ConfigError: `joint_states` does not fit the spec.
         """
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", episode_id):
-            raise EpisodeError(f"episode id {episode_id!r} cannot name a file: use letters, digits, dot, dash, _")
-        self.path = Path(directory) / f"{episode_id}{LOG_SUFFIX}"
+        check_episode_id(episode_id)
+        self._directory, self._episode_id = Path(directory), episode_id
+        self.path = part_path(self._directory, episode_id, 0)
         self._config = config or LogConfig()
-        self._spec = spec
-        self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
-        self._refused = 0  # counted by the appending thread
-        self._lost = 0  # counted by the writer thread
+        self._encoder = StepEncoder(spec, self._config)
+        self._disk = disk or Disk()
+        self._queue: queue.SimpleQueue[_Description | _Step | _End] = queue.SimpleQueue()
+        self._offered = 0  # these two are counted by the appending thread,
+        self._refused = 0
+        self._lost = 0  # all others by the writer thread
         self._written = 0
+        self._unflushed = 0
         self._error: Exception | None = None
         self._closed = False
         self._described = False
-        self._description = {
+        self._description: _Description = {
             "schema_version": STEP_SCHEMA_VERSION,
             "episode_id": episode_id,
             "robot": robot,
             "spec": spec.to_dict(),
             "spec_hash": spec.spec_hash,
         }
-        self._stream = _create(self.path)
-        self._writer = Writer(
-            self._stream,
-            chunk_size=1 << 30,  # a chunk ends where we flush, never in the middle of a drain
-            compression=CompressionType.NONE,
-            enable_crcs=True,
-            enable_data_crcs=True,
-        )
-        self._writer.start(profile=LOG_PROFILE, library=f"mpo_robot log schema {STEP_SCHEMA_VERSION}")
-        self._channels = self._register_channels()
-        self._stream.flush()
+        self._channel_metadata = {"spec_hash": spec.spec_hash, "schema_version": str(STEP_SCHEMA_VERSION)}
+        self._part = self._open_part(0)
+        self._part_index = 0
+        self._part_start_ns: int | None = None  # of the first step in it
+        self._may_rotate = True
+        with contextlib.suppress(OSError):  # the thread tries again, and reports it
+            self._part.flush()
         self._thread = threading.Thread(target=self._run, name=f"log {episode_id}", daemon=True)
         self._thread.start()
 
     @property
     def dropped(self) -> int:
-        """Records that were not written."""
-        return self._refused + self._lost
+        """Records that were not written; once closed, also those that a disk that hangs has not taken yet."""
+        return self._offered - self._written if self._closed else self._refused + self._lost
 
     @property
     def error(self) -> Exception | None:
-        """The write error that ended logging, for example a full disk."""
+        """The first error of writing, for example of a full disk."""
         return self._error
+
+    @property
+    def parts(self) -> int:
+        """Files so far."""
+        return self._part_index + 1
 
     def describe(self, info: Mapping[str, Any], monotonic_ns: int, wall_time_ns: int) -> None:
         """Queue the description of the episode; once, and before the first step. Never blocks.
@@ -164,7 +141,7 @@ class EpisodeLogWriter:
         """Queue a completed step. Never blocks.
 
         Returns:
-            False if it was dropped, and counted, because the queue is full or the file cannot be written.
+            False if it was dropped, and counted, because the queue is full.
         """
         return self._put(STEP_TOPIC, record)
 
@@ -175,27 +152,16 @@ class EpisodeLogWriter:
     def close(self, statistics: Mapping[str, Any] | None = None) -> None:
         """Write what is queued, then statistics, index and footer; fsync by policy. May be called twice.
 
-        Blocks until the writer thread is done. Write errors do not raise: look at `error`.
+        Blocks until the writer thread is done, at most for `close_timeout_s`. Errors do not raise: look at `error`.
         """
         if self._closed:
             return
         self._ensure_described()
         self._closed = True
-        self._queue.put(None)
-        self._thread.join()
-        try:
-            if self._error is None:
-                content = {**(statistics or {}), "log_written": self._written, "log_dropped": self.dropped}
-                self._writer.add_metadata(STATISTICS_METADATA, pack_metadata(content))
-                self._writer.finish()
-                self._stream.flush()
-                if self._config.fsync != "never":
-                    os.fsync(self._stream.fileno())
-                    _fsync_directory(self.path.parent)
-        except OSError as error:
-            self._error = error
-        with contextlib.suppress(OSError):  # what cannot be flushed was counted as dropped already
-            self._stream.close()
+        self._queue.put(_End(dict(statistics or {})))
+        self._thread.join(self._config.close_timeout_s)
+        if self._thread.is_alive():
+            self._note(TimeoutError(f"the disk did not take the rest within {self._config.close_timeout_s:g} s"))
 
     def discard(self) -> None:
         """Close and remove the file: the episode never began."""
@@ -208,98 +174,139 @@ class EpisodeLogWriter:
 
     def _put(self, topic: str, record: StepRecord) -> bool:
         self._ensure_described()
+        self._offered += 1
         # One producer: the queue can only shrink between the test and the put.
-        if self._closed or self._error is not None or self._queue.qsize() >= self._config.queue_size:
+        if self._closed or self._queue.qsize() >= self._config.queue_size:
             self._refused += 1
             return False
-        self._queue.put((topic, record))
+        self._queue.put(_Step(topic, record))
         return True
 
+    # What follows runs in the writer thread.
+
     def _run(self) -> None:
-        give_way()
-        finished = False
-        while not finished:
+        try:
+            give_way()
+            self._serve()
+        except Exception as error:  # nobody else would learn of it
+            self._note(error)
+
+    def _serve(self) -> None:
+        while True:
             items = [self._queue.get()]
-            if self._config.flush_interval_s > 0 and items[0] is not None:
+            if self._config.flush_interval_s > 0 and not isinstance(items[0], _End):
                 items += self._collect(self._config.flush_interval_s)
             while not self._queue.empty():
                 items.append(self._queue.get())
-            finished = items[-1] is None
-            self._write([item for item in items if item is not None])
+            self._write(items)
+            if isinstance(items[-1], _End):
+                self._finish(items[-1].statistics)
+                return
 
-    def _collect(self, seconds: float) -> list[_Item | None]:
-        items: list[_Item | None] = []
+    def _collect(self, seconds: float) -> list[_Description | _Step | _End]:
+        items: list[_Description | _Step | _End] = []
         end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
+        while (left := end - time.monotonic()) > 0 and not (items and isinstance(items[-1], _End)):
             try:
                 items.append(self._queue.get(timeout=left))
             except queue.Empty:
                 break
-            if items[-1] is None:
-                break
         return items
 
-    def _write(self, items: list[_Item]) -> None:
-        steps = [item for item in items if isinstance(item, tuple)]
-        if self._error is not None:
+    def _write(self, items: Sequence[_Description | _Step | _End]) -> None:
+        for item in items:
+            if isinstance(item, dict):
+                self._description = item
+                self._part.describe(item)
+        steps = [item for item in items if isinstance(item, _Step)]
+        if not self._flush():  # what the disk refused before comes first
             self._lost += len(steps)
             return
+        for topic, record in steps:
+            self._add(topic, record)
+        self._flush()
+
+    def _add(self, topic: str, record: StepRecord) -> None:
         try:
-            for item in items:
-                if isinstance(item, dict):
-                    self._writer.add_metadata(EPISODE_METADATA, pack_metadata(item))
-                    continue
-                topic, record = item
-                self._add(topic, encode_step(record), record)
-                if self._config.signals and topic == STEP_TOPIC:
-                    self._add(SIGNALS_TOPIC, encode_signals(record, self._spec), record)
-            self._writer.flush()
-            if self._config.fsync == "step":
-                os.fsync(self._stream.fileno())
-            self._written += len(steps)
+            messages = self._encoder.encode(topic, record)
+            if self._is_full(record, sum(len(data) for _, data in messages)):
+                self._rotate()
+            for name, data in messages:
+                self._part.add(name, data, record.wall_time_ns, record.step_index)
         except Exception as error:  # the thread must outlive any error: it is reported, and the robot goes on
-            self._error = error
-            self._lost += len(steps)
+            self._note(error)
+            self._lost += 1
+            return
+        self._unflushed += 1
+        if self._part_start_ns is None:
+            self._part_start_ns = record.monotonic_ns
 
-    def _add(self, topic: str, data: bytes, record: StepRecord) -> None:
-        self._writer.add_message(
-            channel_id=self._channels[topic],
-            log_time=record.wall_time_ns,
-            publish_time=record.wall_time_ns,
-            data=data,
-            sequence=record.step_index,
-        )
+    def _flush(self) -> bool:
+        """Hand everything to the disk; False, with the error noted, if it did not take all of it."""
+        try:
+            self._part.flush()
+        except OSError as error:
+            self._note(error)
+            return False
+        try:
+            if self._config.fsync == "step":
+                self._part.sync()
+            self._written += self._unflushed
+        except OSError as error:  # then nobody knows what is on the disk
+            self._note(error)
+            self._lost += self._unflushed
+        self._unflushed = 0
+        return True
 
-    def _register_channels(self) -> dict[str, int]:
-        metadata = {"spec_hash": self._spec.spec_hash, "schema_version": str(STEP_SCHEMA_VERSION)}
-        step_schema = self._writer.register_schema("mpo_robot.Step", "jsonschema", step_json_schema())
-        channels = {
-            topic: self._writer.register_channel(topic, "json", step_schema, metadata)
-            for topic in (STEP_TOPIC, INVALID_STEP_TOPIC)
-        }
-        if self._config.signals:
-            schema = self._writer.register_schema("mpo_robot.Signals", "jsonschema", signals_json_schema(self._spec))
-            channels[SIGNALS_TOPIC] = self._writer.register_channel(SIGNALS_TOPIC, "json", schema, metadata)
-        return channels
+    def _is_full(self, record: StepRecord, size: int) -> bool:
+        if self._part_start_ns is None or not self._may_rotate:
+            return False
+        most, longest_ns = self._config.max_bytes, self._config.max_seconds * 1e9
+        is_large = 0 < most < self._part.size + size
+        return is_large or 0 < longest_ns <= record.monotonic_ns - self._part_start_ns
 
+    def _rotate(self) -> None:
+        """Go on in the next part. It is there, locked and described, before the one before it is closed."""
+        if not self._flush():
+            return
+        following = None
+        try:
+            following = self._open_part(self._part_index + 1)
+            following.flush()
+        except (OSError, EpisodeError) as error:  # one file that grows is better than none
+            self._note(error)
+            self._may_rotate = False
+            if following is not None:
+                following.close()
+                following.path.unlink(missing_ok=True)
+            return
+        self._finish_part({"log_written": self._written, "continued": True})
+        self._part, self._part_start_ns = following, None
+        self._part_index += 1
 
-def _create(path: Path) -> IO[bytes]:
-    """New, locked file."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stream = path.open("xb", buffering=1 << 18)
-    except FileExistsError as error:
-        raise EpisodeError(f"{path} exists already; an episode log is never overwritten") from error
-    except OSError as error:
-        raise EpisodeError(f"cannot create the episode log {path}: {error.strerror}") from error
-    with contextlib.suppress(OSError):  # some network file systems have no locks
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return stream
+    def _open_part(self, index: int) -> LogFile:
+        path = part_path(self._directory, self._episode_id, index)
+        part = LogFile(path, self._encoder.topics, self._channel_metadata, self._disk)
+        if index:
+            part.describe({**self._description, "part": index})
+        return part
 
+    def _finish(self, statistics: Mapping[str, Any]) -> None:
+        if not self._flush():
+            self._lost += self._unflushed
+            self._unflushed = 0
+        counts = {"log_written": self._written, "log_dropped": self.dropped, "log_parts": self.parts}
+        self._finish_part({**statistics, **counts})
 
-def _fsync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def _finish_part(self, statistics: Mapping[str, Any]) -> None:
+        try:
+            self._part.finish(statistics)
+            if self._config.fsync != "never":
+                self._part.sync()
+                sync_directory(self._part.path.parent)
+        except OSError as error:
+            self._note(error)
+        self._part.close()
+
+    def _note(self, error: Exception) -> None:
+        self._error = self._error or error

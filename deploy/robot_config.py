@@ -12,8 +12,11 @@ from typing import Any, Literal
 
 from deploy.action_source import ActionSource, LocalSource, ServerSource
 from deploy.client import PolicyClient
+from deploy.estop import EStop, EStopConfig
 from deploy.fallback import FallbackConfig
-from deploy.log_writer import EpisodeLogWriter, LogConfig
+from deploy.fault_latch import FaultLatch
+from deploy.log_config import LogConfig
+from deploy.log_opener import log_opener
 from deploy.loop_parts import LoopConfig, LoopParts
 from deploy.observation_checks import ObservationConfig
 from deploy.onnx_policy import OnnxPolicy
@@ -94,6 +97,7 @@ class RobotConfig:
         safety: Limits.
         observation: Checks of readings.
         fallback: What happens without an action.
+        estop: Where emergency stops come from, and where a fault is remembered.
         log: Where and how episodes are logged.
     """
 
@@ -108,6 +112,7 @@ class RobotConfig:
     safety: SafetyConfig = field(default_factory=SafetyConfig)
     observation: ObservationConfig = field(default_factory=ObservationConfig)
     fallback: FallbackConfig = field(default_factory=FallbackConfig)
+    estop: EStopConfig = field(default_factory=EStopConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
@@ -139,7 +144,17 @@ def load_driver(section: RobotSection) -> Robot:
         raise RobotError(f"robot.module {section.module!r} does not take robot.options: {error}") from error
 
 
-def build_parts(config: RobotConfig, spec: PolicySpec, should_stop: Callable[[], bool]) -> tuple[LoopParts, str]:
+def fault_latch(config: RobotConfig) -> FaultLatch:
+    """Where faults of this robot are remembered. By default a real robot's are, a simulated one's are not."""
+    path = config.estop.latch
+    if path is None and config.robot.kind != "simulated":
+        path = str(Path(config.log.directory or ".") / f"{config.robot.name}.fault")
+    return FaultLatch(path)
+
+
+def build_parts(
+    config: RobotConfig, spec: PolicySpec, should_stop: Callable[[], bool], estop: EStop | None = None
+) -> tuple[LoopParts, str]:
     """Parts of the control loop, and a line that says who acts. Connects to the server, so that a wrong one is refused
     before the robot moves.
 
@@ -148,9 +163,10 @@ def build_parts(config: RobotConfig, spec: PolicySpec, should_stop: Callable[[],
             directory that cannot be written.
     """
     # What the configuration alone decides comes before the wait for a server.
+    config.loop.commands_per_period(spec)
     compile_limits(config.safety, spec)
     TermWatch(config.safety.watch, spec)
-    open_log = _log_opener(config, spec)
+    open_log = log_opener(config.log, spec, config.robot.name)
     clock = SystemClock(round(config.loop.spin_s * 1e9))
     local = None
     if config.policy_path is not None:
@@ -171,6 +187,7 @@ def build_parts(config: RobotConfig, spec: PolicySpec, should_stop: Callable[[],
         fallback=config.fallback,
         open_log=open_log,
         should_stop=should_stop,
+        estop=estop or EStop(),
         clock=clock,
     )
     return parts, line
@@ -187,20 +204,3 @@ def _server_source(config: RobotConfig, spec: PolicySpec, clock: Clock) -> tuple
     mode = "stochastic" if welcome.stochastic else "deterministic"
     line = f"policy server {server.endpoint}, version {welcome.policy_version[:12]}, {mode}"
     return ServerSource(client, server.timeout_s, clock, patient=not config.loop.is_real_time), line
-
-
-def _log_opener(config: RobotConfig, spec: PolicySpec) -> Callable[[str], EpisodeLogWriter] | None:
-    if not config.log.directory:
-        return None
-    directory = Path(config.log.directory)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot make the log directory {directory}: {error.strerror}") from error
-    if not os.access(directory, os.W_OK | os.X_OK):
-        raise ConfigError(f"the log directory {directory} cannot be written")
-
-    def open_log(episode_id: str) -> EpisodeLogWriter:
-        return EpisodeLogWriter(directory, spec, episode_id, robot=config.robot.name, config=config.log)
-
-    return open_log

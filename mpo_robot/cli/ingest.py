@@ -33,12 +33,14 @@ def run(args: argparse.Namespace) -> int:
     config = load_run_config(folder.config_file)
     settings = load_learn_config(folder, args.overrides)
     reward = None if settings.reward is None else load_reward_hook(settings.reward, settings.reward_for == "all")
-    with StopSignals() as signals:
+    with StopSignals() as signals, folder.in_use():
         learner = ContinualLearner(folder, config.learner, config.training, replace(settings, use_simulated_data=False))
         remember(folder, settings)
-        intake = LogIntake(learner, args.logs, reward).take_in(signals.requested)
+        logs = LogIntake(learner, args.logs, reward)
+        intake = logs.take_in(signals.requested)
         if intake.logs:
             learner.save()
+        logs.mark()
     print(
         f"{intake.logs} logs ingested ({intake.steps} steps), {len(intake.rejected)} set aside, "
         f"{len(intake.waiting)} to wait for; the real replay of {folder.path} has seen "

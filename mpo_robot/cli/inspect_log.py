@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mpo_robot.cli.log_files import find_logs, summarize_file
+from mpo_robot.cli.log_files import find_episodes, summarize_episode
 from mpo_robot.errors import EpisodeError
 from mpo_robot.report.log_summary import LogSummary, percentiles
 
@@ -17,9 +17,11 @@ def describe(path: Path) -> dict[str, Any]:
     Raises:
         EpisodeError: not readable as an episode log.
     """
-    log = summarize_file(path)
+    (files,) = find_episodes([path])
+    log = summarize_episode(files)
     return {
         "episode_id": log.episode_id,
+        "files": [part.name for part in files.paths] if len(files.paths) > 1 else None,
         "robot": log.metadata.get("robot") or None,
         "state": "complete" if log.complete else f"recovered: {log.problem}",
         "started": _moment(log.started_wall_time_ns),
@@ -44,13 +46,13 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def describe_folder(path: Path) -> dict[str, Any]:
-    """One row per log; an unreadable log gets a row with the reason."""
+    """One row per episode; an unreadable log gets a row with the reason."""
     rows = []
-    for file in find_logs([path]):
+    for files in find_episodes([path]):
         try:
-            rows.append(_row(summarize_file(file)))
+            rows.append(_row(summarize_episode(files)))
         except EpisodeError as error:
-            rows.append({"log": file.name, "state": f"unreadable: {error}"})
+            rows.append({"log": files.paths[0].name, "state": f"unreadable: {error}"})
     rejected = sorted(file.name for file in path.glob("rejected/*.mcap"))
     return {"logs": rows, "rejected": rejected or None}
 

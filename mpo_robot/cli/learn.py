@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     registry = None if args.no_publish else PolicyRegistry(args.publish or folder.policies)
     if registry is not None:
         registry.require_publishable(folder.spec())  # before the work, not after it
-    with StopSignals() as signals:
+    with StopSignals() as signals, folder.in_use():
         learner = ContinualLearner(folder, config.learner, config.training, settings)
         remember(folder, settings)
         table = CsvLog(folder.path / "learn.csv", (*COLUMNS, *learner.learner.metric_names))
@@ -115,6 +115,7 @@ class LearnSession:
                 self._round(taken)
             elif taken.logs:
                 self.learner.save()
+            intake.mark()
             if self.should_stop():
                 print("stopped; what was ingested and learnt is saved", flush=True)
                 return 0

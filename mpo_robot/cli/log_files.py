@@ -1,4 +1,4 @@
-"""Episode log files for `inspect` and `report`."""
+"""Episode log files for `inspect`, `report` and `log`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deploy.log_format import LOG_SUFFIX
-from deploy.log_reader import read_log
-from mpo_robot.errors import ConfigError
+from deploy.log_parts import EpisodeFiles, episode_of, group_heads, read_episode
+from deploy.log_reader import LogHead, read_head
+from mpo_robot.errors import ConfigError, EpisodeError
 from mpo_robot.report.log_summary import LogSummary, summarize
 
 
@@ -28,18 +29,41 @@ def find_logs(places: Sequence[Path]) -> list[Path]:
     return list(found)
 
 
-def summarize_file(path: Path) -> LogSummary:
-    """Read a log, as far as it is whole, and sum it up.
+def find_episodes(places: Sequence[Path]) -> list[EpisodeFiles]:
+    """The episodes among files and directly inside folders; of one that spans several files, a named file stands for
+    those that lie beside it.
+
+    Raises:
+        ConfigError: a place does not exist.
+    """
+    inside = {path for place in places if place.is_dir() for path in find_logs([place])}
+    named = [path for path in find_logs(places) if path not in inside]
+    episodes = {files.paths: files for files in group_heads((path, _head(path)) for path in sorted(inside))}
+    for path in named:
+        files = episode_of(path) if _head(path) else EpisodeFiles(None, (path,), (0,))
+        episodes[files.paths] = files
+    return list(episodes.values())
+
+
+def summarize_episode(files: EpisodeFiles) -> LogSummary:
+    """Read the files of an episode, as far as they are whole, and sum it up.
 
     Raises:
         EpisodeError: not readable as an episode log.
     """
-    contents = read_log(path)
+    contents = read_episode(files.paths)
     return summarize(
-        path.name,
+        files.paths[0].name,
         contents.records,
         contents.spec.control_dt,
         contents.metadata,
         contents.problem,
         len(contents.invalid_records),
     )
+
+
+def _head(path: Path) -> LogHead | None:
+    try:
+        return read_head(path)
+    except EpisodeError:
+        return None  # reading it will say why

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mpo_robot.cli.log_files import find_logs, summarize_file
+from mpo_robot.cli.log_files import find_episodes, summarize_episode
 from mpo_robot.errors import ConfigError, EpisodeError
 from mpo_robot.report.content import build_report
 from mpo_robot.report.log_summary import LogSummary
@@ -61,9 +61,9 @@ def write_report(
 
 def _summaries(places: Sequence[Path]) -> list[LogSummary]:
     summaries = []
-    for path in find_logs(places):
+    for files in find_episodes(places):
         try:
-            summaries.append(summarize_file(path))
+            summaries.append(summarize_episode(files))
         except EpisodeError as error:
             print(f"left out: {error}", file=sys.stderr)
     return sorted(summaries, key=lambda log: (log.started_wall_time_ns, log.name))

@@ -195,5 +195,5 @@ def test_known_files_are_not_read_again_in_every_pass(folder, logs, monkeypatch)
     learner: ContinualLearner = learner_of(folder)
     intake = log_intake.LogIntake(learner, logs, say=lambda _: None)
     assert intake.take_in().logs == 1
-    monkeypatch.setattr(log_intake, "read_episode_id", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr(log_intake, "read_head", lambda path: pytest.fail("read again"))
     assert intake.take_in().logs == 0

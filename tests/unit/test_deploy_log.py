@@ -16,7 +16,7 @@ from mcap.reader import make_reader
 from mcap.records import Message
 from mcap.stream_reader import StreamReader
 
-from deploy import log_writer
+from deploy import log_encoding, log_writer
 from deploy.log_format import decode_step, encode_step, step_json_schema
 from deploy.log_reader import is_being_written, parse_log, read_log
 from deploy.log_writer import EpisodeLogWriter, LogConfig
@@ -57,7 +57,12 @@ def test_closed_log_gives_back_every_record_and_description(tmp_path: Path) -> N
     assert contents.metadata["robot"] == "bench"
     assert contents.metadata["info"] == {"mass": 1.5}
     assert (contents.metadata["monotonic_ns"], contents.metadata["wall_time_ns"]) == (10, 20)
-    assert contents.metadata["statistics"] == {"end_reason": "truncated", "log_written": 5, "log_dropped": 0}
+    assert contents.metadata["statistics"] == {
+        "end_reason": "truncated",
+        "log_written": 5,
+        "log_dropped": 0,
+        "log_parts": 1,
+    }
 
 
 def test_records_become_an_episode_bit_for_bit(tmp_path: Path) -> None:
@@ -160,7 +165,7 @@ def test_full_queue_drops_and_counts(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert release.wait(30)
         return encode_step(record)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(log_writer, "encode_step", slow_encode)
+    monkeypatch.setattr(log_encoding, "encode_step", slow_encode)
     writer = EpisodeLogWriter(tmp_path, SPEC, "test", config=LogConfig(queue_size=2))
     records = make_records(5)
     assert writer.append(records[0])
@@ -193,10 +198,23 @@ def test_record_that_cannot_be_encoded_does_not_kill_the_writer_thread(tmp_path:
     writer.append(good)
     writer.append(dataclasses.replace(bad, latency_ns=object()))  # type: ignore[arg-type]
     writer.close()
-    assert writer.error is not None
+    assert isinstance(writer.error, TypeError)
     contents = read_log(writer.path)
-    assert not contents.complete
-    assert len(contents.records) + writer.dropped == 2
+    assert contents.complete, "the error concerns one record, not the file"
+    assert [record.step_index for record in contents.records] == [0]
+    assert writer.dropped == contents.metadata["statistics"]["log_dropped"] == 1
+
+
+def test_record_that_mcap_cannot_express_spoils_no_chunk(tmp_path: Path) -> None:
+    writer = EpisodeLogWriter(tmp_path, SPEC, "test", config=LogConfig(flush_interval_s=60.0))
+    records = make_records(3)
+    for record in (records[0], dataclasses.replace(records[1], wall_time_ns=-1), records[2]):
+        writer.append(record)
+    writer.close()
+    assert "does not fit into an MCAP message" in str(writer.error)
+    contents = read_log(writer.path)
+    assert contents.complete
+    assert [record.step_index for record in contents.records] == [0, 2]
 
 
 def test_unfit_steps_are_kept_apart(tmp_path: Path) -> None:
