@@ -19,6 +19,7 @@ from deploy.client_types import (
     ActionReply,
     ClientState,
     ClientStatistics,
+    EpisodeOutcome,
     ServerRefusedError,
     ServerTimeoutError,
     read_action,
@@ -27,6 +28,7 @@ from deploy.numeric import all_finite
 from deploy.protocol import (
     ActReply,
     AnyMessage,
+    EpisodeNoted,
     EpisodeReady,
     Error,
     ErrorCode,
@@ -42,6 +44,7 @@ __all__ = [
     "ActionReply",
     "ClientState",
     "ClientStatistics",
+    "EpisodeOutcome",
     "PolicyClient",
     "ServerRefusedError",
     "ServerTimeoutError",
@@ -95,6 +98,7 @@ class PolicyClient:
         self._waiting_id = protocol.NO_REQUEST  # of the handshake message that `reconnect_if_needed` has under way
         self._episode_id: str | None = None
         self._next_step = 0
+        self._takes_outcomes = False  # until a server says so
         self._retry_at_ns, self._retry_interval_ns = 0, RETRY_INTERVAL_NS
         self._channel = ClientChannel(endpoint, spec, security, clock)
         self.statistics = self._channel.statistics
@@ -118,6 +122,7 @@ class PolicyClient:
         if not isinstance(reply, Welcome):
             self._refuse(reply)
         self._check_spec(reply)
+        self._takes_outcomes = reply.takes_outcomes
         self._enter(ClientState.CONNECTED)
         return reply
 
@@ -144,6 +149,25 @@ class PolicyClient:
         self._episode_id, self.policy_version = episode_id, reply.policy_version
         self._enter(ClientState.READY)
         return self.policy_version
+
+    def end_episode(self, outcome: EpisodeOutcome, timeout_s: float) -> bool:
+        """Report how the running episode ended, once; returns whether the server has noted it. Never raises.
+
+        Waits at most `timeout_s`: call it when the robot stands still. A lost server is not waited for.
+        """
+        episode_id, self._episode_id = self._episode_id, None
+        if episode_id is None or not self._takes_outcomes or self.state is not ClientState.READY:
+            return False
+        self.state = ClientState.CONNECTED
+        try:
+            deadline_ns = self._clock() + int(timeout_s * 1e9)
+            reply = self._call(lambda number: self._channel.end(number, episode_id, outcome), deadline_ns)
+        except ServerTimeoutError as error:
+            self._channel.last_error = str(error)
+            return False
+        if isinstance(reply, Error):
+            self.statistics.error_replies += 1
+        return isinstance(reply, EpisodeNoted)
 
     def act(self, observation: npt.NDArray[np.float32], step_index: int, deadline_ns: int) -> ActionReply | None:
         """Action for an observation [O], or None if no good one has come by the absolute `deadline_ns`.
@@ -259,6 +283,7 @@ class PolicyClient:
             except MpoRobotError as error:
                 self._give_up(str(error))
                 return
+            self._takes_outcomes = message.takes_outcomes
             if self._episode_id is None:
                 self._enter(ClientState.CONNECTED)
                 self.statistics.reconnects += 1

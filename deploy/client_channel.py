@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from deploy import protocol
-from deploy.client_types import ClientStatistics, ServerTimeoutError
+from deploy.client_types import ClientStatistics, EpisodeOutcome, ServerTimeoutError
 from deploy.link import ClientLink
-from deploy.protocol import ActRequest, AnyMessage, BeginEpisode, Hello, Message, Ping
+from deploy.protocol import ActRequest, AnyMessage, BeginEpisode, EndEpisode, Hello, Message, Ping
 from deploy.security import ClientSecurity
 from mpo_robot.errors import ProtocolError
 from mpo_robot.specs import PolicySpec
@@ -123,6 +124,19 @@ class ClientChannel:
     def act(self, number: int, step_index: int, observation: npt.NDArray[np.float32]) -> Message:
         """The request for an action for an observation [O]."""
         return ActRequest(**self._header(number), step_index=step_index, observation=protocol.encode_array(observation))
+
+    def end(self, number: int, episode_id: str, outcome: EpisodeOutcome) -> Message:
+        """The report of an episode's end."""
+        total = outcome.undiscounted_return
+        return EndEpisode(
+            **self._header(number),
+            episode_id=episode_id,
+            steps=outcome.steps,
+            undiscounted_return=total if math.isfinite(total) else None,
+            misses=outcome.misses,
+            fault=outcome.fault,
+            reason=outcome.reason[:256],
+        )
 
     def ping(self, number: int) -> Message:
         """The request for a sign of life."""

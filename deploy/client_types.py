@@ -47,6 +47,24 @@ class ActionReply(NamedTuple):
     inference_ns: int
 
 
+class EpisodeOutcome(NamedTuple):
+    """How an episode ended, for the server's statistics of its policies.
+
+    Attributes:
+        steps: Its length.
+        undiscounted_return: Sum of the rewards; NaN if unknown.
+        misses: Steps without an action in time.
+        fault: Whether a fault ended it.
+        reason: Why it ended.
+    """
+
+    steps: int
+    undiscounted_return: float
+    misses: int
+    fault: bool
+    reason: str
+
+
 @dataclass
 class ClientStatistics:
     """Counters since the client was made.

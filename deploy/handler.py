@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -10,18 +11,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from deploy import protocol
-from deploy.onnx_policy import OnnxPolicy, PolicyError
-from deploy.policy_store import PolicyStore
+from deploy.access import Access, Peer
+from deploy.onnx_policy import PolicyError
+from deploy.operations import COMMANDS, Operations
+from deploy.outcomes import Outcome
+from deploy.policy_store import PolicyStore, Served
 from deploy.protocol import (
     ActReply,
     ActRequest,
     AnyMessage,
     BeginEpisode,
+    EndEpisode,
+    EpisodeNoted,
     EpisodeReady,
     Error,
     ErrorCode,
     Hello,
     Message,
+    Operate,
+    Operated,
     Ping,
     Pong,
     Welcome,
@@ -42,9 +50,12 @@ class _RefusalError(Exception):
 
 
 @dataclass(frozen=True)
-class _PendingEpisode:
-    request: BeginEpisode
-    policy: Future[OnnxPolicy]
+class _Pending:
+    """A request that the store's worker is busy with, and how its reply is made then."""
+
+    request: Message
+    work: Future[Any]
+    reply: Callable[[], Message]
 
 
 class RequestHandler:
@@ -58,35 +69,43 @@ class RequestHandler:
     """
 
     def __init__(
-        self, store: PolicyStore, config: ServerConfig, statistics: ServerStatistics, clock: Callable[[], int]
+        self,
+        store: PolicyStore,
+        config: ServerConfig,
+        statistics: ServerStatistics,
+        clock: Callable[[], int],
+        operations: Operations | None = None,
+        access: Access | None = None,
     ) -> None:
         self.statistics = statistics
-        self.sessions = SessionTable(config.max_sessions, int(config.session_idle_s * 1e9))
+        self.sessions = SessionTable(config.max_sessions, int(config.session_idle_s * 1e9), config.sessions_per_key)
         self._store = store
+        self._operations = operations
+        self._access = access or Access()
         self._config = config
         self._clock = clock
         store.current.require_mode(config.stochastic)
         self._spec = store.current.spec
         self._spec_json = protocol.encode_spec(self._spec)
-        self._pending: dict[bytes, _PendingEpisode] = {}
+        self._pending: dict[Peer, _Pending] = {}
 
     @property
     def waiting(self) -> bool:
-        """Whether a client waits for a policy that is being loaded."""
+        """Whether a client waits for work under way."""
         return bool(self._pending)
 
-    def handle(self, identity: bytes, message: AnyMessage, received_ns: int) -> Message | None:
+    def handle(self, peer: Peer, message: AnyMessage, received_ns: int) -> Message | None:
         """Reply to a message, or None if it comes later, from `finish`. Never raises."""
-        return self._guard(message, lambda: self._dispatch(identity, message, received_ns))
+        return self._guard(message, lambda: self._dispatch(peer, message, received_ns))
 
-    def finish(self) -> Iterator[tuple[bytes, Message]]:
-        """Replies to clients whose policy has been loaded in the meantime."""
-        for identity, pending in list(self._pending.items()):
-            if pending.policy.done():
-                del self._pending[identity]
-                reply = self._guard(pending.request, lambda who=identity, what=pending: self._start(who, what))
+    def finish(self) -> Iterator[tuple[Peer, Message]]:
+        """Replies to clients whose work is done in the meantime."""
+        for peer, pending in list(self._pending.items()):
+            if pending.work.done():
+                del self._pending[peer]
+                reply = self._guard(pending.request, pending.reply)
                 if reply is not None:
-                    yield identity, reply
+                    yield peer, reply
 
     def error(self, request_id: int, code: str, text: str) -> Error:
         """An Error message, counted."""
@@ -109,59 +128,67 @@ class RequestHandler:
                 _log.exception("internal error %d, in %s", self.statistics.internal_errors, type(message).__name__)
             return self.error(message.request_id, ErrorCode.INTERNAL, "internal error, see the server's log")
 
-    def _dispatch(self, identity: bytes, message: AnyMessage, received_ns: int) -> Message | None:
+    def _dispatch(self, peer: Peer, message: AnyMessage, received_ns: int) -> Message | None:
         if isinstance(message, ActRequest):
-            return self._act(identity, message, received_ns)
+            return self._act(peer, message, received_ns)
         if isinstance(message, BeginEpisode):
-            return self._begin(identity, message)
+            return self._begin(peer, message)
+        if isinstance(message, EndEpisode):
+            return self._end(peer, message)
         if isinstance(message, Hello):
-            return self._welcome(identity, message)
+            return self._welcome(peer, message)
+        if isinstance(message, Operate):
+            return self._operate(peer, message)
         if isinstance(message, Ping):
-            known = self.sessions.get(identity, self._clock()) is not None
+            known = self.sessions.get(peer, self._clock()) is not None
             return Pong(**self._header(message.request_id), session=known)
         raise _RefusalError(ErrorCode.MALFORMED, f"{type(message).__name__} is not for a server")
 
-    def _welcome(self, identity: bytes, message: Hello) -> Message:
+    def _welcome(self, peer: Peer, message: Hello) -> Message:
         try:
             other = protocol.decode_spec(message.spec_json)
         except ProtocolError as error:
             raise _RefusalError(ErrorCode.MALFORMED, str(error)) from error
         self._spec.require_same(other, "the server's policy", "this robot")
         self._require_hash(message)
-        self._pending.pop(identity, None)
-        if self.sessions.open(identity, message.client_id, self._clock()) is None:
+        self._pending.pop(peer, None)
+        if self.sessions.open(peer, message.client_id, self._clock()) is None:
             raise _RefusalError(ErrorCode.BUSY, f"all {self._config.max_sessions} sessions are taken, try again later")
         return Welcome(
             **self._header(message.request_id),
             policy_version=self._store.current.policy_version,
             spec_json=self._spec_json,
             stochastic=self._config.stochastic,
+            takes_outcomes=self._operations is not None,
         )
 
-    def _begin(self, identity: bytes, message: BeginEpisode) -> Message | None:
-        session = self._session(identity, message)
-        session.policy, session.episode_id = None, ""
+    def _begin(self, peer: Peer, message: BeginEpisode) -> Message | None:
+        session = self._session(peer, message)
+        session.policy, session.under, session.episode_id = None, None, ""
         if message.resume_policy_version is None:
-            policy = self._store.newest()
+            served = self._store.newest()
         else:
-            policy = self._store.version(message.resume_policy_version)
-        pending = _PendingEpisode(message, policy)
-        if policy.done():
-            self._pending.pop(identity, None)
-            return self._start(identity, pending)
-        self._pending[identity] = pending
+            served = self._store.version(message.resume_policy_version)
+        return self._later(peer, message, served, lambda: self._start(peer, message, served))
+
+    def _later(self, peer: Peer, request: Message, work: Future[Any], reply: Callable[[], Message]) -> Message | None:
+        """The reply, at once if the work is done already, else by `finish`."""
+        self._pending.pop(peer, None)
+        if work.done():
+            return reply()
+        self._pending[peer] = _Pending(request, work, reply)
         return None
 
-    def _start(self, identity: bytes, pending: _PendingEpisode) -> Message:
+    def _start(self, peer: Peer, request: BeginEpisode, work: Future[Served]) -> Message:
         """Pin the policy, now that it is loaded."""
-        request = pending.request
-        session = self._session(identity, request)
+        session = self._session(peer, request)
         try:
-            policy = pending.policy.result(timeout=0)
+            served = work.result(timeout=0)
         except MpoRobotError as error:
             raise _RefusalError(ErrorCode.UNKNOWN_VERSION, str(error)) from error
+        policy = served.choose(request.episode_id)
         policy.require_mode(self._config.stochastic)
-        session.policy, session.episode_id = policy, request.episode_id
+        session.policy, session.under, session.episode_id = policy, served.under, request.episode_id
         session.rng = episode_rng(self._config.seed, request.episode_id, request.step_index)
         self.statistics.episodes += 1
         return EpisodeReady(
@@ -171,8 +198,52 @@ class RequestHandler:
             stochastic=self._config.stochastic,
         )
 
-    def _act(self, identity: bytes, message: ActRequest, received_ns: int) -> Message:
-        session = self._session(identity, message)
+    def _end(self, peer: Peer, message: EndEpisode) -> Message | None:
+        """Note how an episode ended; the reply comes when a guard has decided, so that the next one knows."""
+        session = self._session(peer, message)
+        if session.policy is None or session.under is None or session.episode_id != message.episode_id:
+            raise _RefusalError(ErrorCode.UNKNOWN_SESSION, "no such episode runs, or its end was reported already")
+        if self._operations is None:
+            raise _RefusalError(ErrorCode.REFUSED, "this server takes no outcomes")
+        total = message.undiscounted_return
+        outcome = Outcome(
+            policy_version=session.policy.policy_version,
+            under=session.under,
+            episode_id=message.episode_id,
+            steps=message.steps,
+            undiscounted_return=total if total is not None and math.isfinite(total) else None,
+            misses=min(message.misses, message.steps),
+            fault=message.fault,
+            reason=message.reason,
+        )
+        session.under = None
+        self.statistics.outcomes += 1
+        work = self._store.submit(lambda to=self._operations: to.note(outcome))
+        return self._later(peer, message, work, lambda: EpisodeNoted(**self._header(message.request_id)))
+
+    def _operate(self, peer: Peer, message: Operate) -> Message | None:
+        who = self._access.operator(peer, message.token)
+        if not who or self._operations is None:
+            self.statistics.forbidden += 1
+            if self.statistics.forbidden.bit_count() == 1:  # a flood must not fill the log
+                _log.warning("refused %r to %s, who is no operator", message.command[:32], peer.key or "a local peer")
+            raise _RefusalError(
+                ErrorCode.FORBIDDEN, "this takes an operator's key, or on loopback the operators' token"
+            )
+        if message.command not in COMMANDS:
+            raise _RefusalError(ErrorCode.REFUSED, f"unknown command; there are {', '.join(COMMANDS)}")
+        work = self._store.submit(lambda to=self._operations: to.operate(message.command, who, message.reason))
+        return self._later(peer, message, work, lambda: self._operated(message, work))
+
+    def _operated(self, request: Operate, work: Future[dict[str, Any]]) -> Message:
+        try:
+            state = work.result(timeout=0)
+        except MpoRobotError as error:
+            raise _RefusalError(ErrorCode.REFUSED, str(error)) from error
+        return Operated(**self._header(request.request_id), state_json=json.dumps(state, allow_nan=False))
+
+    def _act(self, peer: Peer, message: ActRequest, received_ns: int) -> Message:
+        session = self._session(peer, message)
         if session.policy is None:
             raise _RefusalError(ErrorCode.UNKNOWN_SESSION, "no episode was begun: send BeginEpisode first")
         try:
@@ -193,9 +264,9 @@ class RequestHandler:
             received_ns=received_ns,
         )
 
-    def _session(self, identity: bytes, message: Message) -> Session:
+    def _session(self, peer: Peer, message: Message) -> Session:
         """The client's session; without one it is told to handshake."""
-        session = self.sessions.get(identity, self._clock())
+        session = self.sessions.get(peer, self._clock())
         if session is None:
             raise _RefusalError(ErrorCode.UNKNOWN_SESSION, "this server does not know you: send Hello first")
         self._require_hash(message)

@@ -1,7 +1,8 @@
 """The wire protocol: typed messages, msgpack, raw little-endian float32. See docs/wire_protocol.md.
 
 Every message carries `protocol_version`, `spec_hash`, `request_id` (replies repeat the request's) and `sent_ns`, the
-sender's monotonic clock, which only the sender may compare. No verb stops the server or swaps its policy.
+sender's monotonic clock, which only the sender may compare. No verb stops the server; those that change which policy is
+in force are for operators.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ class ErrorCode:
     BUSY = "busy"  # all sessions are taken
     BAD_OBSERVATION = "bad_observation"  # wrong length, NaN or infinity
     POLICY_FAILED = "policy_failed"  # the policy's output is not finite
+    FORBIDDEN = "forbidden"  # the key was revoked, or is not an operator's
+    TOO_FAST = "too_fast"  # over the rate limit; told once, then frames are dropped until the rate falls
+    REFUSED = "refused"  # an operation that is allowed, and cannot be done; text says why
     INTERNAL = "internal"  # a bug; details are in the server's log only
 
 
@@ -61,11 +65,15 @@ class Hello(Message, frozen=True, kw_only=True, tag="hello"):
 
 
 class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
-    """Reply to Hello: specs are equal. `policy_version` is what an episode would get now."""
+    """Reply to Hello: specs are equal. `policy_version` is what an episode would get now.
+
+    `takes_outcomes`: EndEpisode is understood; servers from before it leave the field out.
+    """
 
     policy_version: Hash
     spec_json: SpecJson
     stochastic: bool
+    takes_outcomes: bool = False
 
 
 class BeginEpisode(Message, frozen=True, kw_only=True, tag="begin_episode"):
@@ -110,6 +118,41 @@ class ActReply(Message, frozen=True, kw_only=True, tag="act_reply"):
     received_ns: int
 
 
+class EndEpisode(Message, frozen=True, kw_only=True, tag="end_episode"):
+    """Client -> server: how the episode that BeginEpisode began has ended. Decides trials and guards, nothing else.
+
+    `undiscounted_return` is None if the robot does not know its rewards; `misses` of its `steps` had no action in time.
+    """
+
+    episode_id: Name
+    steps: Count
+    undiscounted_return: float | None
+    misses: Count
+    fault: bool
+    reason: Name
+
+
+class EpisodeNoted(Message, frozen=True, kw_only=True, tag="episode_noted"):
+    """Reply to EndEpisode."""
+
+
+class Operate(Message, frozen=True, kw_only=True, tag="operate"):
+    """Operator -> server: `command` is one of `deploy.operations.COMMANDS`. `spec_hash` is not looked at.
+
+    `token` counts on loopback without CURVE only; with CURVE the connection's key has to be an operator's.
+    """
+
+    command: Name
+    reason: Name = ""
+    token: Name = ""
+
+
+class Operated(Message, frozen=True, kw_only=True, tag="operated"):
+    """Reply to Operate: the state of the registry after it, as JSON."""
+
+    state_json: SpecJson
+
+
 class Ping(Message, frozen=True, kw_only=True, tag="ping"):
     """Client -> server: are you there? Keeps an idle session alive."""
 
@@ -127,7 +170,21 @@ class Error(Message, frozen=True, kw_only=True, tag="error"):
     text: Text
 
 
-AnyMessage = Hello | Welcome | BeginEpisode | EpisodeReady | ActRequest | ActReply | Ping | Pong | Error
+AnyMessage = (
+    Hello
+    | Welcome
+    | BeginEpisode
+    | EpisodeReady
+    | ActRequest
+    | ActReply
+    | EndEpisode
+    | EpisodeNoted
+    | Operate
+    | Operated
+    | Ping
+    | Pong
+    | Error
+)
 _FLOAT32 = np.dtype("<f4")
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)

@@ -24,3 +24,29 @@ def receive_parts(socket: zmq.Socket[bytes], flags: int = 0) -> list[bytes]:
 def has_input(socket: zmq.Socket[bytes]) -> bool:
     """Whether a message is there to be received."""
     return bool(int(socket.get(_EVENTS)) & _POLLIN)
+
+
+def receive_from(socket: zmq.Socket[bytes], with_key: bool, flags: int = 0) -> tuple[bytes, list[bytes], str]:
+    """Connection, parts and proven public key (Z85; empty if not `with_key`) of the next message to a ROUTER.
+
+    Raises:
+        zmq.Again: as `receive_parts`.
+    """
+    route = socket.recv(flags)
+    if not with_key:
+        parts: list[bytes] = []
+        while socket.get(_RCVMORE):
+            parts.append(socket.recv(flags))
+        return route, parts, ""
+    frames: list[zmq.Frame] = []
+    while socket.get(_RCVMORE):
+        frames.append(socket.recv(flags, copy=False))
+    return route, [frame.bytes for frame in frames], _key_of(frames)
+
+
+def _key_of(frames: list[zmq.Frame]) -> str:
+    """What ZAP noted for this very connection; the sender has no say in it. Empty, which no key is, without."""
+    try:
+        return str(frames[0].get("User-Id"))
+    except (IndexError, zmq.ZMQError):
+        return ""

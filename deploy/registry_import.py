@@ -1,4 +1,4 @@
-"""Putting the file that a server is started with into its registry."""
+"""Finding the registry of a policy file, and putting the file that a server is started with into it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from deploy.onnx_policy import OnnxPolicy
 from deploy.registry import PolicyRegistry
+from mpo_robot.errors import ConfigError
 
 
 def import_policy(path: str | Path, registry: PolicyRegistry, stochastic: bool = False) -> tuple[str, str]:
@@ -24,3 +25,17 @@ def import_policy(path: str | Path, registry: PolicyRegistry, stochastic: bool =
         return registry.current_version(), candidate.policy_version
     candidate.require_mode(stochastic)
     return registry.publish(path), candidate.policy_version
+
+
+def registry_directory(policy: Path) -> Path:
+    """Registry of a policy: the directory itself, or the sibling `<file>.versions/` of an ONNX file.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    if policy.is_dir():
+        return policy
+    sibling = policy.with_name(f"{policy.name}.versions")
+    if policy.is_file() or sibling.is_dir():
+        return sibling
+    raise ConfigError(f"no policy file or registry directory at {policy}: write one with `mpo-robot export`")

@@ -14,10 +14,16 @@ from pathlib import Path
 import zmq
 
 from deploy import protocol
+from deploy.access import Access, Peer, read_or_make_token
+from deploy.allow_list import AllowList
+from deploy.approval import ApprovedPolicies
+from deploy.guard import PolicyGuard
 from deploy.handler import RequestHandler
+from deploy.operations import Operations
 from deploy.policy_store import PolicyStore
 from deploy.protocol import ActRequest, AnyMessage, BeginEpisode, ErrorCode, Hello, Message
-from deploy.raw_socket import NOBLOCK, NOBLOCK_MORE, has_input, receive_parts
+from deploy.rate_limit import RateLimiter
+from deploy.raw_socket import NOBLOCK, NOBLOCK_MORE, has_input, receive_from
 from deploy.registry import PolicyRegistry
 from deploy.security import require_safe, secure_server
 from deploy.server_config import ServerConfig, ServerStatistics
@@ -30,6 +36,9 @@ _BATCH = 256  # messages read before any is answered with an action
 _IDLE_POLL_MS = 100
 _LOADING_POLL_MS = 2  # while a client waits for a policy that is being loaded
 _HIGH_WATER_MARK = 256
+_HANDSHAKE_MS = 5000  # a connection that has not said who it is by then is closed
+_COST_OF_SLOW = 24.0  # on top of 1: of what takes longer to answer than an action request
+_BYTES_PER_TOKEN = 1 << 14
 
 
 class PolicyServer:
@@ -58,9 +67,15 @@ class PolicyServer:
         self.config = config or ServerConfig()
         require_safe(self.config.endpoint, self.config.security)
         self.statistics = ServerStatistics()
-        self.store = PolicyStore(registry)
+        security = self.config.security
+        self._allowed = AllowList(security.allow) if security else None
+        self._limiter = RateLimiter(self.config.max_rate_hz, self.config.rate_burst)
+        approved = self.config.approved_policies
+        self.store = PolicyStore(registry, ApprovedPolicies(approved) if approved else None)
         try:
-            self.handler = RequestHandler(self.store, self.config, self.statistics, clock)
+            self._access = Access(self._allowed, "" if security else read_or_make_token(registry.directory))
+            operations = Operations(registry, PolicyGuard(registry, self.config.guard))
+            self.handler = RequestHandler(self.store, self.config, self.statistics, clock, operations, self._access)
         except MpoRobotError:
             self.store.close()
             raise
@@ -97,18 +112,21 @@ class PolicyServer:
         if timeout_ms != self._timeout_ms:
             self._socket.rcvtimeo = self._timeout_ms = timeout_ms
         try:
-            first = receive_parts(self._socket)  # waits with less overhead than a poll before it
+            first = self._receive()  # waits with less overhead than a poll before it
         except zmq.Again:
             pass
         else:
             self._answer_batch(first)
-        for identity, reply in self.handler.finish():
-            self._send(identity, reply)
+        for peer, reply in self.handler.finish():
+            self._send(peer, reply)
         now_ns = self._clock()
         if now_ns >= self._next_look_ns:
             self._next_look_ns = now_ns + int(self.config.registry_poll_s * 1e9)
             self.store.newest()  # starts loading ahead of the next episode
             self.handler.sessions.expire(now_ns)
+            self._limiter.prune(now_ns)
+            if self._allowed is not None and self._allowed.refresh():
+                self.handler.sessions.keep(self._access.may_talk)
 
     def stop(self) -> None:
         """Make `serve_forever` return soon. May be called from a signal handler or another thread."""
@@ -140,43 +158,70 @@ class PolicyServer:
         socket.maxmsgsize = protocol.MAX_FRAME_BYTES  # a larger frame ends that connection
         socket.ipv6 = "[" in self.config.endpoint  # otherwise IPv4 addresses come out in mapped form
         socket.heartbeat_ivl, socket.heartbeat_timeout = 2000, 6000
-        if self.config.security is not None:
-            self._authenticator = secure_server(socket, self.config.security)
+        socket.handshake_ivl = _HANDSHAKE_MS
+        if self.config.security is not None and self._allowed is not None:
+            self._authenticator = secure_server(socket, self.config.security, self._allowed)
 
-    def _answer_batch(self, parts: list[bytes]) -> None:
-        """Take in what has come, `parts` being the first of it, and answer.
+    def _receive(self, flags: int = 0) -> tuple[Peer, list[bytes]]:
+        route, parts, key = receive_from(self._socket, self._allowed is not None, flags)
+        return Peer(route, key), parts
+
+    def _answer_batch(self, first: tuple[Peer, list[bytes]]) -> None:
+        """Take in what has come, `first` being the first of it, and answer.
 
         Of several action requests of one client only the newest is worth an answer.
         """
-        requests: dict[bytes, tuple[ActRequest, int]] = {}
+        requests: dict[Peer, tuple[ActRequest, int]] = {}
+        peer, parts = first
         for number in range(_BATCH):
             if number:
                 if not has_input(self._socket):
                     break
-                parts = receive_parts(self._socket, NOBLOCK)
+                peer, parts = self._receive(NOBLOCK)
             received_ns = self._clock()
             self.statistics.frames += 1
-            identity, message = parts[0], self._decode(parts)
+            message = self._admit(peer, parts, received_ns)
             if message is None:
                 continue
-            if isinstance(message, (ActRequest, Hello, BeginEpisode)) and requests.pop(identity, None) is not None:
+            if isinstance(message, (ActRequest, Hello, BeginEpisode)) and requests.pop(peer, None) is not None:
                 self.statistics.superseded += 1
             if isinstance(message, ActRequest):
-                requests[identity] = message, received_ns
+                requests[peer] = message, received_ns
             else:
-                self._send(identity, self.handler.handle(identity, message, received_ns))
-        for identity, (request, received_ns) in requests.items():
-            self._send(identity, self.handler.handle(identity, request, received_ns))
+                self._send(peer, self.handler.handle(peer, message, received_ns))
+        for peer, (request, received_ns) in requests.items():
+            self._send(peer, self.handler.handle(peer, request, received_ns))
 
-    def _decode(self, parts: list[bytes]) -> AnyMessage | None:
-        try:
-            if len(parts) != 2:
-                raise ProtocolError(f"a message has one frame, not {len(parts) - 1}")
-            return protocol.decode(parts[1])
-        except ProtocolError as error:
-            self._note_malformed(parts[0], error)
-            self._send(parts[0], self.handler.error(protocol.NO_REQUEST, ErrorCode.MALFORMED, str(error)))
+    def _admit(self, peer: Peer, parts: list[bytes], now_ns: int) -> AnyMessage | None:
+        """The message of a peer that may send one now; everything else is counted, and answered if that is cheap."""
+        account = peer.key or peer.route  # with keys, more connections do not give more messages
+        if not self._limiter.allow(account, now_ns):
+            self.statistics.limited += 1
+            if self._limiter.should_tell(account):
+                self._refuse(peer, ErrorCode.TOO_FAST, f"more than {self.config.max_rate_hz:g} messages per second")
             return None
+        message = None
+        if self._access.may_talk(peer):
+            message = self._decode(peer, parts)
+        else:
+            self.statistics.forbidden += 1
+            self._refuse(peer, ErrorCode.FORBIDDEN, "this key was revoked")
+        slow = 0.0 if isinstance(message, ActRequest) else _COST_OF_SLOW
+        self._limiter.charge(account, 1.0 + slow + sum(map(len, parts)) // _BYTES_PER_TOKEN)
+        return message
+
+    def _decode(self, peer: Peer, parts: list[bytes]) -> AnyMessage | None:
+        try:
+            if len(parts) != 1:
+                raise ProtocolError(f"a message has one frame, not {len(parts)}")
+            return protocol.decode(parts[0])
+        except ProtocolError as error:
+            self._note_malformed(peer.route, error)
+            self._refuse(peer, ErrorCode.MALFORMED, str(error))
+            return None
+
+    def _refuse(self, peer: Peer, code: str, text: str) -> None:
+        self._send(peer, self.handler.error(protocol.NO_REQUEST, code, text))
 
     def _note_malformed(self, identity: bytes, error: ProtocolError) -> None:
         """Count, and log the 1st, 2nd, 4th, 8th...: a flood must be seen, and must not flood the log as well."""
@@ -185,13 +230,13 @@ class PolicyServer:
         if count & (count - 1) == 0:
             _log.warning("malformed frame, number %d, from client %s: %s", count, identity.hex()[:16], error)
 
-    def _send(self, identity: bytes, message: Message | None) -> None:
+    def _send(self, peer: Peer, message: Message | None) -> None:
         """A client that does not read loses messages; it never holds up the others."""
         if message is None:
             return
         try:
             frame = protocol.encode(message)  # before the first part is under way
-            self._socket.send(identity, NOBLOCK_MORE)
+            self._socket.send(peer.route, NOBLOCK_MORE)
             self._socket.send(frame, NOBLOCK)
         except (zmq.ZMQError, ProtocolError) as error:
             _log.debug("could not send: %s", error)

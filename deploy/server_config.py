@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from deploy.guard import GuardConfig
 from deploy.security import ServerSecurity
 from mpo_robot.errors import ConfigError
 
@@ -22,8 +23,16 @@ class ServerConfig:
         registry_poll_s: How often the registry is looked at while no episode begins.
         realtime_priority: 1 to 99 asks the operating system for this real-time priority (SCHED_FIFO), so that other
             programs do not delay answers; policies load at one less. 0 runs as a normal program.
+        max_rate_hz: Messages per second that one robot may send in the long run; a large one counts as several, and
+            what is no action request as 25 or more. Further ones are dropped. 0 does not limit.
+        rate_burst: Messages that it may send at once.
+        approved_policies: File with the SHA-256 of every version that may be served, as `sha256sum` prints it. Unset,
+            whatever is in force in the registry is served.
+        guard: When a new version is taken back automatically.
         curve_secret_key: The server's secret key file; required off loopback.
-        curve_allow: Directory with the public keys of the clients that may connect; required off loopback.
+        curve_allow: Directory with the public keys of the clients that may connect; required off loopback. Followed
+            while the server runs; see `mpo-robot keys`.
+        sessions_per_key: Of `max_sessions`, how many one key may have.
     """
 
     endpoint: str = "tcp://127.0.0.1:5555"
@@ -33,14 +42,22 @@ class ServerConfig:
     session_idle_s: float = 60.0
     registry_poll_s: float = 0.5
     realtime_priority: int = 0
+    max_rate_hz: float = 10_000.0
+    rate_burst: int = 2_000
+    approved_policies: Path | None = None
+    guard: GuardConfig = field(default_factory=GuardConfig)
     curve_secret_key: Path | None = None
     curve_allow: Path | None = None
+    sessions_per_key: int = 8
 
     def __post_init__(self) -> None:
         if self.seed is not None and self.seed < 0:
             raise ConfigError(f"seed must not be negative, got {self.seed}")
-        if self.max_sessions < 1:
-            raise ConfigError(f"max_sessions must be at least 1, got {self.max_sessions}")
+        for name in ("max_sessions", "sessions_per_key", "rate_burst"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.max_rate_hz >= 0:
+            raise ConfigError(f"max_rate_hz must not be negative, got {self.max_rate_hz}; 0 does not limit")
         for name in ("session_idle_s", "registry_poll_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
@@ -65,8 +82,11 @@ class ServerStatistics:
         frames: Messages received, of any kind.
         actions: Actions sent.
         episodes: Episodes begun or resumed.
+        outcomes: Episodes whose end was reported.
         malformed: Frames that were not a message, too large or of another protocol version.
         refused: Error replies, those to malformed frames included.
+        limited: Frames dropped because their sender was over the rate limit.
+        forbidden: Frames from revoked keys, and operations asked for by others than operators.
         superseded: Action requests skipped because the same client had already sent something newer.
         internal_errors: Unexpected exceptions in handling one message; each is a bug.
     """
@@ -74,8 +94,11 @@ class ServerStatistics:
     frames: int = 0
     actions: int = 0
     episodes: int = 0
+    outcomes: int = 0
     malformed: int = 0
     refused: int = 0
+    limited: int = 0
+    forbidden: int = 0
     superseded: int = 0
     internal_errors: int = 0
 

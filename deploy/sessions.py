@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from deploy.access import Peer
 from deploy.onnx_policy import OnnxPolicy
 
 
@@ -20,6 +21,7 @@ class Session:
         last_seen_ns: Server's monotonic clock at its last message.
         episode_id: Running episode; empty if none.
         policy: Pinned for the running episode; None without one.
+        under: Audit hash of the registry's state that gave it this policy; None once the episode's end was reported.
         rng: Noise source of the running episode.
     """
 
@@ -27,21 +29,23 @@ class Session:
     last_seen_ns: int
     episode_id: str = ""
     policy: OnnxPolicy | None = None
+    under: str | None = None
     rng: np.random.Generator = field(default_factory=np.random.default_rng)
 
 
 class SessionTable:
-    """Sessions by connection identity.
+    """Sessions by connection and key: a connection that takes over another's name does not get its session.
 
     Attributes:
         expired: Sessions dropped because they were idle.
     """
 
-    def __init__(self, max_sessions: int, idle_ns: int) -> None:
+    def __init__(self, max_sessions: int, idle_ns: int, per_key: int) -> None:
         self.expired = 0
         self._max_sessions = max_sessions
+        self._per_key = per_key
         self._idle_ns = idle_ns
-        self._sessions: dict[bytes, Session] = {}
+        self._sessions: dict[Peer, Session] = {}
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -49,30 +53,36 @@ class SessionTable:
     def __iter__(self) -> Iterator[Session]:
         return iter(self._sessions.values())
 
-    def get(self, identity: bytes, now_ns: int) -> Session | None:
+    def get(self, peer: Peer, now_ns: int) -> Session | None:
         """The session of a connection, marked as seen; None if there is none."""
-        session = self._sessions.get(identity)
+        session = self._sessions.get(peer)
         if session is not None:
             session.last_seen_ns = now_ns
         return session
 
-    def open(self, identity: bytes, client_id: str, now_ns: int) -> Session | None:
-        """A fresh session in place of the client's old one; None if all are taken."""
+    def open(self, peer: Peer, client_id: str, now_ns: int) -> Session | None:
+        """A fresh session in place of the client's old one; None if all are taken, or all that its key may have."""
         for other, session in list(self._sessions.items()):
-            if session.client_id == client_id:
+            if session.client_id == client_id and other.key == peer.key:
                 del self._sessions[other]
-        self._sessions.pop(identity, None)
+        self._sessions.pop(peer, None)
         self.expire(now_ns)
-        if len(self._sessions) >= self._max_sessions:
+        of_key = sum(other.key == peer.key for other in self._sessions) if peer.key else 0
+        if len(self._sessions) >= self._max_sessions or of_key >= self._per_key:
             return None
-        session = self._sessions[identity] = Session(client_id, now_ns)
+        session = self._sessions[peer] = Session(client_id, now_ns)
         return session
+
+    def keep(self, may_stay: Callable[[Peer], bool]) -> None:
+        """Drop the sessions of peers that may not stay."""
+        for peer in [peer for peer in self._sessions if not may_stay(peer)]:
+            del self._sessions[peer]
 
     def expire(self, now_ns: int) -> None:
         """Drop sessions that were idle for too long; such a client handshakes again and may resume its episode."""
-        for identity, session in list(self._sessions.items()):
+        for peer, session in list(self._sessions.items()):
             if now_ns - session.last_seen_ns > self._idle_ns:
-                del self._sessions[identity]
+                del self._sessions[peer]
                 self.expired += 1
 
 

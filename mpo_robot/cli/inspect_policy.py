@@ -8,6 +8,8 @@ from typing import Any
 import onnxruntime
 
 from deploy.categorical_policy import open_policy
+from deploy.operations import describe as describe_state
+from deploy.outcomes import OutcomeLog
 from deploy.policy_file import METADATA_KEY
 from deploy.registry import PolicyRegistry
 from mpo_robot.specs import PolicySpec, TermSpec
@@ -52,7 +54,7 @@ def describe_spec(spec: PolicySpec) -> dict[str, Any]:
 
 
 def describe_registry(path: Path) -> dict[str, Any]:
-    """Version in force and the versions a rollback goes through.
+    """Version in force, the versions a rollback goes through, the trial, and how episodes of each version ended.
 
     Raises:
         ConfigError: the registry's pointer is damaged, or it names no version.
@@ -65,6 +67,7 @@ def describe_registry(path: Path) -> dict[str, Any]:
         "current_file_present": current in stored,
         "previous": list(reversed(previous)),
         "stored_versions": len(stored),
+        **{key: value for key, value in describe_state(registry, OutcomeLog(path)).items() if key != "current"},
     }
 
 

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from deploy.registry import PolicyRegistry
-from deploy.registry_import import import_policy
+from deploy.registry_import import import_policy, registry_directory
 from deploy.server import PolicyServer, ServerConfig
 from deploy.timing import use_real_time_priority
 from mpo_robot.cli.settings_list import add_settings_option
 from mpo_robot.config import apply_overrides, build, read_yaml
-from mpo_robot.errors import ConfigError
 
 EPILOG = """\
 POLICY.onnx is copied into the registry POLICY.onnx.versions/ beside it. `mpo-robot learn` publishes new versions
@@ -82,20 +81,6 @@ def run(args: argparse.Namespace) -> int:
         server.serve_forever()
     print(f"mpo-robot serve: stopped; {server.statistics}, swaps {server.store.swaps}", flush=True)
     return 0
-
-
-def registry_directory(policy: Path) -> Path:
-    """Registry of a policy: the directory itself, or the sibling `<file>.versions/` of an ONNX file.
-
-    Raises:
-        ConfigError: there is neither.
-    """
-    if policy.is_dir():
-        return policy
-    sibling = policy.with_name(f"{policy.name}.versions")
-    if policy.is_file() or sibling.is_dir():
-        return sibling
-    raise ConfigError(f"no policy file or registry directory at {policy}: write one with `mpo-robot export`")
 
 
 def _config(args: argparse.Namespace) -> ServerConfig:

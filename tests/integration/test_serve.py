@@ -64,7 +64,7 @@ def test_serve_act_and_clean_stop(policy, number):
         assert server.finish() == 0
         output = "\n".join(server.output)
         assert f"policy {version}" in output
-        assert re.search(r"stopped; .*actions 10, episodes 2, malformed 0", output)
+        assert re.search(r"stopped; .*actions 10, episodes 2, outcomes 0, malformed 0", output)
         assert "Traceback" not in output
 
 

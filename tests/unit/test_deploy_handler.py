@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from deploy import protocol
+from deploy.access import Peer
 from deploy.handler import RequestHandler
 from deploy.onnx_policy import OnnxPolicy, PolicyError, gaussian_log_prob
 from deploy.policy_store import PolicyStore
@@ -20,7 +21,7 @@ from mpo_robot.errors import ConfigError
 from tests.support.onnx_files import small_spec, write_linear_policy
 
 SPEC = small_spec()
-A, B = b"client-a", b"client-b"
+A, B = Peer(b"client-a"), Peer(b"client-b")
 
 
 class Bench:
@@ -55,7 +56,9 @@ class Bench:
 
     def hello(self, identity, client_id=None, spec=SPEC):
         text = protocol.encode_spec(spec)
-        return self.ask(identity, Hello(**self.header(spec), client_id=client_id or identity.decode(), spec_json=text))
+        return self.ask(
+            identity, Hello(**self.header(spec), client_id=client_id or identity.route.decode(), spec_json=text)
+        )
 
     def begin(self, identity, episode_id="e", step_index=0, resume=None):
         message = BeginEpisode(
@@ -272,14 +275,14 @@ def test_a_pinned_version_can_be_resumed_from_memory(make):
 def test_sessions_are_bounded_and_expire_when_idle(make):
     bench = make(max_sessions=2, session_idle_s=10.0)
     for number in range(2):
-        assert isinstance(bench.hello(b"c%d" % number), Welcome)
+        assert isinstance(bench.hello(Peer(b"c%d" % number)), Welcome)
     assert_error(bench.hello(A), "busy")
     bench.now_ns = 9_000_000_000
-    bench.ask(b"c1", Ping(**bench.header()))
+    bench.ask(Peer(b"c1"), Ping(**bench.header()))
     bench.now_ns = 11_000_000_000
     assert isinstance(bench.hello(A), Welcome)
-    assert bench.ask(b"c0", Ping(**bench.header())).session is False
-    assert bench.ask(b"c1", Ping(**bench.header())).session is True
+    assert bench.ask(Peer(b"c0"), Ping(**bench.header())).session is False
+    assert bench.ask(Peer(b"c1"), Ping(**bench.header())).session is True
     assert (len(bench.handler.sessions), bench.handler.sessions.expired) == (2, 1)
 
 

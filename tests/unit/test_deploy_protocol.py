@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from deploy import protocol
+from deploy.operations import COMMANDS
 from mpo_robot.errors import ProtocolError
 from tests.support.onnx_files import small_spec
 
@@ -31,10 +32,11 @@ def test_a_frame_is_plain_msgpack_with_named_fields_and_little_endian_float32():
     }
 
 
-def test_the_verbs_are_these_and_none_stops_or_swaps():
+def test_the_verbs_are_these_and_what_swaps_is_for_operators():
     tags = {kind.__struct_config__.tag for kind in typing.get_args(protocol.AnyMessage)}
-    replies = {"welcome", "episode_ready", "act_reply", "pong", "error"}
-    assert tags - replies == {"hello", "begin_episode", "act_request", "ping"}
+    replies = {"welcome", "episode_ready", "act_reply", "episode_noted", "operated", "pong", "error"}
+    assert tags - replies == {"hello", "begin_episode", "act_request", "end_episode", "ping", "operate"}
+    assert not [name for name in COMMANDS if "stop" in name or "kill" in name]
 
 
 def test_frames_over_the_limit_are_refused_on_both_sides():

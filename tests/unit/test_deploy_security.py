@@ -1,13 +1,12 @@
 import stat
-import sys
 import time
 
 import numpy as np
 import pytest
 
-from deploy import security
 from deploy.client import PolicyClient, ServerTimeoutError
-from deploy.security import ClientSecurity, create_keys, is_local
+from deploy.key_files import create_keys
+from deploy.security import ClientSecurity, is_local
 from mpo_robot.errors import ConfigError
 from tests.support.onnx_files import small_spec, write_linear_policy
 from tests.support.serving import ServerThread
@@ -136,12 +135,3 @@ def test_an_allow_list_without_usable_keys_is_refused(keys, tmp_path, case):
     policy = write_linear_policy(tmp_path / "p.onnx", SPEC)
     with pytest.raises(ConfigError, match=r"allow-list|key file"):
         ServerThread(policy, curve_secret_key=paths["server"][1], curve_allow=allow)
-
-
-def test_key_command(tmp_path, capsys, monkeypatch):
-    assert security.main([str(tmp_path / "keys"), "robot"]) == 0
-    assert "never leaves this machine" in capsys.readouterr().out
-    assert security.main([str(tmp_path / "keys"), "robot"]) == 2
-    assert "exists already" in capsys.readouterr().err
-    monkeypatch.setattr(sys, "argv", ["deploy.security"])
-    assert security.main([]) == 2

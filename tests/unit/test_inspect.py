@@ -153,7 +153,8 @@ def test_registry_and_the_policies_of_a_run(tmp_path, capsys):
     facts = inspect_json(capsys, run / "policies")
     assert facts["kind"] == "registry"
     assert expected.items() <= facts.items()
-    assert inspect_json(capsys, run)["policies"] == expected
+    assert expected.items() <= inspect_json(capsys, run)["policies"].items()
+    assert [row["version"] for row in facts["versions"]] == versions[::-1]
     (run / "policies" / "current").write_text("rubbish")
     assert inspect_json(capsys, run)["policies"].startswith("unreadable: ")
 
