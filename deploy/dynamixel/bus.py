@@ -210,7 +210,9 @@ class Bus:
             port.is_using = False
             try:
                 yield port
-            except (OSError, TypeError, ValueError) as error:  # the latter two: closed by another thread meanwhile
+            except BusError:
+                raise
+            except Exception as error:  # operating system, terminal, serial: each has its own, also for a closed port
                 raise BusError(f"the motor bus {self._name} failed: {error}") from error
         finally:
             if locked:

@@ -107,6 +107,8 @@ class ServoGroup:
         self._write_all(table.BUS_WATCHDOG, [0] * len(self.ids))  # also clears one that has fired
         self._write_all(table.PROFILE_VELOCITY, self._velocity_counts(self._config.homing_velocity))
         self.send(self._present_position())
+        watchdog = math.ceil(self._config.bus_watchdog_s / table.WATCHDOG_SCALE)
+        self._write_all(table.BUS_WATCHDOG, [watchdog] * len(self.ids))
         self._write_all(table.TORQUE_ENABLE, [1] * len(self.ids))
         end = self._clock() + round(self._config.homing_timeout_s * 1e9)
         while True:
@@ -125,8 +127,6 @@ class ServoGroup:
             if self._clock() > end:
                 raise BusError(f"{', '.join(away)} did not reach the start pose in {self._config.homing_timeout_s} s")
         self._write_all(table.PROFILE_VELOCITY, self._velocity_counts(self._config.profile_velocity))
-        watchdog = math.ceil(self._config.bus_watchdog_s / table.WATCHDOG_SCALE)
-        self._write_all(table.BUS_WATCHDOG, [watchdog] * len(self.ids))
 
     def read(self) -> int | None:
         """Take a reading of all servos. Its time in ns, or None if no servo has answered.
@@ -138,11 +138,7 @@ class ServoGroup:
         replies = self._bus.sync_read(self.ids, *table.PRESENT, self._config.fast_sync_read)
         for identifier, reply in replies.items():
             self._take(self._index[identifier], reply.data, time_ns)
-        oldest_ns = time_ns - round(self._config.age_limit_s * 1e9)
-        for index, answered_ns in enumerate(self._answered_ns):
-            if answered_ns < oldest_ns:
-                for values in (self.position, self.velocity, self.effort, self.voltage, self.temperature):
-                    values[index] = np.nan
+        self._forget_silent(time_ns)
         self._require_no_error(replies)
         return time_ns if replies else None
 
@@ -189,6 +185,16 @@ class ServoGroup:
         self.voltage[index] = round(table.PRESENT_VOLTAGE.decode(data, block) * table.VOLTAGE_SCALE, 1)
         self.temperature[index] = table.PRESENT_TEMPERATURE.decode(data, block)
         self._answered_ns[index] = time_ns
+
+    def _forget_silent(self, time_ns: int) -> None:
+        """Make the values of servos that have not answered for too long NaN, and say so once."""
+        oldest_ns = time_ns - round(self._config.age_limit_s * 1e9)
+        for index, answered_ns in enumerate(self._answered_ns):
+            if answered_ns >= oldest_ns or np.isnan(self.position[index]):
+                continue
+            _LOG.warning("%s does not answer", _name(self._joints[index]))
+            for values in (self.position, self.velocity, self.effort, self.voltage, self.temperature):
+                values[index] = np.nan
 
     def _require_no_error(self, replies: dict[int, Reply]) -> None:
         failed = [identifier for identifier, reply in replies.items() if reply.alert]

@@ -28,6 +28,10 @@ IDS = st.integers(0, 252)
 DATA = st.lists(st.sampled_from([b"\xff", b"\xfd", b"\xff\xff\xfd", b"\x00"]) | st.binary(max_size=3), max_size=20).map(
     b"".join
 )
+# (id, error, data) of several servos, all data of one length.
+BLOCKS = st.integers(1, 24).flatmap(
+    lambda size: st.lists(st.tuples(IDS, IDS, st.binary(min_size=size, max_size=size)), min_size=1, max_size=8)
+)
 
 
 class Port(DeadlinePort):
@@ -98,7 +102,7 @@ def test_the_library_reads_what_the_emulator_writes(identifier, error, data, gar
     assert (packet[4], packet[8], bytes(packet[9:-2])) == (identifier, error, data)
 
 
-@given(st.integers(1, 24).flatmap(lambda size: st.lists(st.tuples(IDS, IDS, st.binary(min_size=size, max_size=size)), min_size=1, max_size=8)))  # fmt: skip
+@given(BLOCKS)
 def test_the_library_reads_the_emulators_fast_answers(blocks):
     packet, result = PacketHandler().rxPacket(Port(encode_fast_status(blocks)), True)
     assert result == dynamixel_sdk.COMM_SUCCESS

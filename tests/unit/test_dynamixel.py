@@ -328,7 +328,7 @@ def test_a_closed_bus_and_a_port_that_does_not_exist(tmp_path):
     bus = Bus(str(tmp_path / "nothing"), 1_000_000, 0.01)
     with pytest.raises(BusError, match="not open"):
         bus.sync_read([1], 0, 1)
-    with pytest.raises(RobotError, match="cannot open the motor bus .*nothing"):
+    with pytest.raises(RobotError, match=r"cannot open the motor bus .*nothing"):
         bus.open()
     with pytest.raises(RobotError, match="no baud rate of 123"):
         Bus("x", 123, 0.01).open()
