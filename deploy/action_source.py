@@ -8,12 +8,13 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from deploy.client import ClientState, PolicyClient
+from deploy.client import ClientState, EpisodeOutcome, PolicyClient
 from deploy.onnx_policy import OnnxPolicy, PolicyError
 from deploy.timing import Clock
 
 FloatArray = npt.NDArray[np.float32]
 _POLL_NS = 2_000_000
+_REPORT_TIMEOUT_S = 1.0
 
 
 class Action(NamedTuple):
@@ -50,6 +51,10 @@ class ActionSource(Protocol):
 
     def maintain(self) -> None:
         """Called once per period after the command was sent: keep or regain the connection. Never blocks."""
+        ...
+
+    def end_episode(self, outcome: EpisodeOutcome) -> None:
+        """Take note of how the episode ended. May block for a second, never raises; the robot stands still."""
         ...
 
     def close(self) -> None:
@@ -94,6 +99,9 @@ class LocalSource:
 
     def maintain(self) -> None:
         """Nothing to do."""
+
+    def end_episode(self, outcome: EpisodeOutcome) -> None:
+        """Nothing to do: there is no other version to compare with."""
 
     def close(self) -> None:
         """Nothing to do."""
@@ -154,6 +162,10 @@ class ServerSource:
     def maintain(self) -> None:
         """Answer heartbeats, or try to get a lost server back."""
         self._client.reconnect_if_needed()
+
+    def end_episode(self, outcome: EpisodeOutcome) -> None:
+        """Report to the server, for its trials and its guard; a lost server is not waited for."""
+        self._client.end_episode(outcome, _REPORT_TIMEOUT_S)
 
     def close(self) -> None:
         """Close the connection."""

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable
 
+from deploy.client_types import EpisodeOutcome
 from deploy.control_loop import ControlLoop, EpisodeResult
 from deploy.estop import EStopGuard
 from deploy.fault_latch import FaultLatch
@@ -65,6 +66,7 @@ def run_session(
                     results.append(result)
                     if result.state is State.FAULT:
                         _remember(latch, result.reason.value, result.detail, episode_id)
+                    parts.source.end_episode(_outcome(result))
                     on_result(result)
                     if result.reason is EndReason.OPERATOR or result.state is State.FAULT or result.log_error:
                         break
@@ -83,6 +85,16 @@ def run_session(
         if parts.local is not None:
             parts.local.close()
     return results
+
+
+def _outcome(result: EpisodeResult) -> EpisodeOutcome:
+    return EpisodeOutcome(
+        steps=result.steps,
+        undiscounted_return=result.undiscounted_return,
+        misses=result.statistics.deadline_misses,
+        fault=result.reason.is_fault or result.state is State.FAULT,
+        reason=result.reason.value,
+    )
 
 
 def _remember(latch: FaultLatch, reason: str, detail: str, episode_id: str = "") -> None:

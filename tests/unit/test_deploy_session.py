@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from deploy.action_source import Action
+from deploy.client_types import EpisodeOutcome
 from deploy.log_writer import EpisodeLogWriter
 from deploy.loop_parts import LoopConfig, LoopParts
 from deploy.robot import FloatArray
@@ -22,6 +23,7 @@ class Zero:
         self.episodes: list[str] = []
         self.fail_at = fail_at
         self.closed = False
+        self.outcomes: list[EpisodeOutcome] = []
         self.last_error = self.miss_cause = ""
 
     def begin_episode(self, episode_id: str) -> str:
@@ -36,6 +38,9 @@ class Zero:
     def maintain(self) -> None:
         pass
 
+    def end_episode(self, outcome: EpisodeOutcome) -> None:
+        self.outcomes.append(outcome)
+
     def close(self) -> None:
         self.closed = True
 
@@ -45,6 +50,9 @@ def test_session_runs_its_episodes_and_lets_go() -> None:
     results = run_session(robot, LoopParts(source, loop=FAST), name="arm", episodes=3, seed=5, on_result=seen.append)
     assert results == seen
     assert [result.steps for result in results] == [3, 3, 3]
+    assert [(item.steps, item.undiscounted_return, item.fault, item.reason) for item in source.outcomes] == [
+        (3, result.undiscounted_return, False, "truncated") for result in results
+    ]
     assert len(set(source.episodes)) == 3
     assert all(name.startswith("arm-") for name in source.episodes)
     assert source.closed
