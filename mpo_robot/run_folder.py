@@ -110,7 +110,7 @@ class RunFolder:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise ConfigError(
-                    f"another training is running in {self.path}: stop it, or use another folder"
+                    f"another process trains or learns in {self.path}: stop it, or use another folder"
                 ) from error
             yield
         finally:

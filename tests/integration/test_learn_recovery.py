@@ -43,6 +43,16 @@ def test_what_was_ingested_is_learnt_from_by_the_next_learn(folder, logs, capsys
     assert "no new logs: nothing learnt" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", ["learn", "ingest"])
+def test_a_second_process_does_not_write_over_the_first(command, folder, logs, capsys):
+    path = write_log(logs, "one")
+    with folder.in_use():  # as a `learn --watch` or a training does
+        assert main([command, str(folder.path), "--logs", str(logs)]) == 2
+    assert "another process trains or learns in" in capsys.readouterr().err
+    assert path.exists()
+    assert not folder.learn_checkpoints.exists()
+
+
 def test_steps_too_few_for_a_round_wait_across_processes(folder, logs, capsys):
     write_log(logs, "one")
     assert learn(folder, logs, "--min-new-steps", "50") == 0

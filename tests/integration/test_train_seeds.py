@@ -56,7 +56,7 @@ def test_a_failed_seed_is_told_a_finished_one_skipped_and_a_longer_training_cont
     assert "seed 3  step        80  return" in captured.out
     assert (state_of(captured.out, 3), state_of(captured.out, 4)) == ("finished", "failed")
     assert "tiny-seed4.log" in captured.err
-    assert "another training is running" in (tmp_path / "runs" / "tiny-seed4.log").read_text()
+    assert "another process trains or learns" in (tmp_path / "runs" / "tiny-seed4.log").read_text()
 
     before = runs[3].evaluations_file.read_text()
     assert main(command) == 0

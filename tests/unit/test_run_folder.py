@@ -57,7 +57,7 @@ def test_a_run_without_a_checkpoint_is_replaced_and_leaves_no_rows_behind(tmp_pa
 def test_a_folder_is_used_by_one_process_at_a_time(tmp_path):
     folder = RunFolder(tmp_path / "run")
     with folder.in_use():
-        with pytest.raises(ConfigError, match="another training is running"), RunFolder(tmp_path / "run").in_use():
+        with pytest.raises(ConfigError, match="another process trains or learns"), RunFolder(tmp_path / "run").in_use():
             pass
         folder.create("a: 1\n", SPEC, seed=0)
     with folder.in_use():
