@@ -26,8 +26,20 @@ BARS = {  # return to reach, and the environment steps allowed
     "dm_control:walker-walk": (900, 300_000),
     "dm_control:cheetah-run": (500, 300_000),
     "gymnasium:HalfCheetah-v4": (6_000, 300_000),
+    "gymnasium:Hopper-v4": (2_400, 200_000),
+    "gymnasium:Ant-v4": (4_000, 200_000),
+    "gymnasium:Humanoid-v4": (3_000, 200_000),
     "gymnasium:CartPole-v1": (500, 30_000),
     "gymnasium:Acrobot-v1": (-100, 60_000),
+}
+SAMPLE_STEPS = 200_000
+SAMPLE_BARS = {  # mean over three seeds after SAMPLE_STEPS environment steps
+    "dm_control:walker-walk": 950,
+    "dm_control:cheetah-run": 650,
+    "gymnasium:HalfCheetah-v4": 8_000,
+    "gymnasium:Ant-v4": 4_000,
+    "gymnasium:Hopper-v4": 2_400,
+    "gymnasium:Humanoid-v4": 3_000,
 }
 
 
@@ -55,6 +67,7 @@ def collect(path: Path) -> dict[str, Any]:
         "last_step": curve[-1][0],
         "last_return": curve[-1][1],
         "best_return": max(value for _, value in curve),
+        f"return_at_{SAMPLE_STEPS}": dict(curve).get(SAMPLE_STEPS),
         "wall_time_s": float(rows[-1]["wall_time_s"]),
         "command": record["command"][1:],
         "git": record["git"],
@@ -82,6 +95,21 @@ def plot(runs: list[dict[str, Any]]) -> None:
     figure.savefig(RESULTS / "learning_curves.png", dpi=110)
 
 
+def print_sample_table(runs: list[dict[str, Any]]) -> None:
+    """Returns after `SAMPLE_STEPS`, of the seeds that were trained so far."""
+    print(
+        f"\n| task | bar, mean of 3 seeds | after {SAMPLE_STEPS:,} steps, by seed | best, by seed |\n|---|---|---|---|"
+    )
+    for task, bar in SAMPLE_BARS.items():
+        mine = [run for run in runs if run["task"] == task]
+        there = [run for run in mine if run[f"return_at_{SAMPLE_STEPS}"] is not None]
+        values = (
+            ", ".join(f"{run['seed']}: {run[f'return_at_{SAMPLE_STEPS}']:,.0f}" for run in there) or "none went there"
+        )
+        best = ", ".join(f"{run['seed']}: {run['best_return']:,.0f}" for run in mine)
+        print(f"| {task.partition(':')[2]} | {bar:,} | {values} | {best} |")
+
+
 def main() -> None:
     """Collect all runs given on the command line."""
     if len(sys.argv) < 2:
@@ -97,6 +125,7 @@ def main() -> None:
             f"| {task} | {run['seed']} | {run['bar']:,} by {run['bar_steps'] // 1000}k | {first} "
             f"| {run['last_return']:,.0f} at {run['last_step'] // 1000}k | {run['best_return']:,.0f} |"
         )
+    print_sample_table(runs)
 
 
 if __name__ == "__main__":

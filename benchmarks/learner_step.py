@@ -2,9 +2,10 @@
 
     python benchmarks/learner_step.py [--rounds 20] [--output FILE]
 
-One process, one thread, all variants in turn in each round, CPU time of the thread (so that other programs on the
-machine do not count as long as they leave the caches alone). The gradients of the plain version are checked against
-the learner's first. Prints a table and writes JSON with the machine, the commit and the date.
+The learner runs as it is and with `learner.compile`. One process, one thread, all variants in turn in each round, CPU
+time of the thread (so that other programs on the machine do not count as long as they leave the caches alone). The
+gradients of the plain version are checked against the learner's first. Prints a table and writes JSON with the
+machine, the commit and the date.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from mpo_robot.replay import SequenceBatch
 
 OUTPUT = Path(__file__).parent / "results" / "learner_step.json"
 OBSERVATION_SIZE, ACTION_SIZE = 17, 6
-BAR = 1.5
+BAR = 1.15  # of the faster form
 GRADIENT_TOLERANCE = 1e-5
 
 
@@ -110,8 +111,10 @@ def measure(config: LearnerConfig, rounds: int) -> dict[str, Any]:
     learner = Learner(OBSERVATION_SIZE, ACTION_SIZE, config, seed=0)
     naive = NaiveLearner(learner)
     floors = candidates(items)
+    compiled = Learner(OBSERVATION_SIZE, ACTION_SIZE, dataclasses.replace(config, compile=True), seed=0)
     variants: dict[str, Callable[[], Any]] = {
         "learner": lambda: learner.update(batch),
+        "compiled": lambda: compiled.update(batch),
         "naive": lambda: naive.update(batch),
         **floors,
     }
@@ -132,21 +135,23 @@ def measure(config: LearnerConfig, rounds: int) -> dict[str, Any]:
         "min_ms": {name: min(values) for name, values in times.items()},
         "floor": floor,
         "learner_over_floor": medians["learner"] / medians[floor],
+        "compiled_over_floor": medians["compiled"] / medians[floor],
         "naive_over_learner": medians["naive"] / medians["learner"],
+        "naive_over_compiled": medians["naive"] / medians["compiled"],
         "naive_gradient_difference": differences,
     }
 
 
 def print_table(results: dict[str, dict[str, Any]]) -> None:
     """For people."""
-    head = f"{'':40}{'learner ms':>12}{'floor ms':>10}{'naive ms':>10}{'learner/floor':>15}{'naive/learner':>15}"
+    columns = ("floor ms", "eager ms", "compiled ms", "naive ms", "eager/floor", "compiled/floor", "naive/compiled")
+    head = f"{'':40}" + "".join(f"{name:>16}" for name in columns)
     print(head)
     for name, row in results.items():
         median = row["median_ms"]
-        print(
-            f"{name:40}{median['learner']:12.2f}{median[row['floor']]:10.2f}{median['naive']:10.2f}"
-            f"{row['learner_over_floor']:15.2f}{row['naive_over_learner']:15.2f}"
-        )
+        values = [median[key] for key in (row["floor"], "learner", "compiled", "naive")]
+        values += [row["learner_over_floor"], row["compiled_over_floor"], row["naive_over_compiled"]]
+        print(f"{name:40}" + "".join(f"{value:16.2f}" for value in values))
     for name, row in results.items():
         rate = row["gigaflop"] / row["median_ms"][row["floor"]] * 1e3
         print(f"fastest matrix products, {name}: {row['floor']} ({rate:.0f} GFLOP/s)")
@@ -163,7 +168,7 @@ def main() -> None:
     results = {name: measure(config, args.rounds) for name, config in cases().items()}
     print_table(results)
     bar_rows = list(results.values())[:2]
-    met = all(row["learner_over_floor"] <= BAR for row in bar_rows)
+    met = all(min(row["learner_over_floor"], row["compiled_over_floor"]) <= BAR for row in bar_rows)
     print(f"bar: at most {BAR} times the floor at N=20: {'met' if met else 'missed'}")
     write_record(
         args.output,
@@ -173,7 +178,7 @@ def main() -> None:
         threads=1,
         rounds=args.rounds,
         results=results,
-        bar={"learner_over_floor": BAR, "met": met},
+        bar={"over_floor": BAR, "met": met},
     )
     print(f"wrote {args.output}")
 
