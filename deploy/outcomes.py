@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from deploy.durable import ends_with_newline
+
 _ROTATE_BYTES = 16 << 20
 _REMEMBERED = 1000  # newest outcomes per version
 
@@ -100,11 +102,14 @@ class OutcomeLog:
     def append(self, outcome: Outcome) -> None:
         """Remember an outcome and write it down; raises OSError if that fails, remembered all the same."""
         self._outcomes[outcome.policy_version].append(outcome)
-        line = json.dumps({"wall_time_ns": time.time_ns(), **asdict(outcome)}, allow_nan=False)
-        if self.path.exists() and self.path.stat().st_size > _ROTATE_BYTES:
-            os.replace(self.path, self._old_path)
+        line = json.dumps({"wall_time_ns": time.time_ns(), **asdict(outcome)}, allow_nan=False) + "\n"
+        if self.path.exists():
+            if self.path.stat().st_size > _ROTATE_BYTES:
+                os.replace(self.path, self._old_path)
+            elif not ends_with_newline(self.path):
+                line = "\n" + line  # a line cut off by a crash must not swallow this one
         with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(line + "\n")
+            stream.write(line)
 
     def of(self, version: str) -> list[Outcome]:
         """Newest outcomes of a version, oldest first."""

@@ -1,5 +1,6 @@
 """The server's rules, without a socket and on a clock that the test moves."""
 
+import json
 import logging
 import math
 import threading
@@ -9,11 +10,26 @@ import numpy as np
 import pytest
 
 from deploy import protocol
-from deploy.access import Peer
+from deploy.access import Access, Peer
+from deploy.guard import GuardConfig, PolicyGuard
 from deploy.handler import RequestHandler
 from deploy.onnx_policy import OnnxPolicy, PolicyError, gaussian_log_prob
+from deploy.operations import COMMANDS, Operations
 from deploy.policy_store import PolicyStore
-from deploy.protocol import ActReply, ActRequest, BeginEpisode, EpisodeReady, Error, Hello, Ping, Pong, Welcome
+from deploy.protocol import (
+    ActReply,
+    ActRequest,
+    BeginEpisode,
+    EndEpisode,
+    EpisodeNoted,
+    EpisodeReady,
+    Error,
+    Hello,
+    Operate,
+    Ping,
+    Pong,
+    Welcome,
+)
 from deploy.registry import PolicyRegistry
 from deploy.server_config import ServerConfig, ServerStatistics
 from deploy.sessions import episode_rng
@@ -21,6 +37,7 @@ from mpo_robot.errors import ConfigError
 from tests.support.onnx_files import small_spec, write_linear_policy
 
 SPEC = small_spec()
+TOKEN = "t" * 64
 A, B = Peer(b"client-a"), Peer(b"client-b")
 
 
@@ -34,7 +51,16 @@ class Bench:
         self.now_ns = 0
         self.statistics = ServerStatistics()
         self.store = PolicyStore(self.registry)
-        self.handler = RequestHandler(self.store, ServerConfig(**settings), self.statistics, lambda: self.now_ns)
+        config = ServerConfig(**settings)
+        self.guard = PolicyGuard(self.registry, config.guard)
+        self.handler = RequestHandler(
+            self.store,
+            config,
+            self.statistics,
+            lambda: self.now_ns,
+            Operations(self.registry, self.guard),
+            Access(None, TOKEN),
+        )
         self.count = 0
 
     def publish(self, bias, **kwargs):
@@ -377,3 +403,127 @@ def test_a_policy_without_a_density_is_served_deterministically_only(make):
     bench.hello(A)
     assert bench.begin(A).policy_version == version
     assert bench.act(A).log_prob is None
+
+
+def end(bench, peer, episode_id="e", **facts):
+    values = {"steps": 10, "undiscounted_return": 1.0, "misses": 0, "fault": False, "reason": "truncated", **facts}
+    return bench.ask(peer, EndEpisode(**bench.header(), episode_id=episode_id, **values))
+
+
+def operate(bench, peer, command, token=""):
+    header = protocol.header("0" * 64, bench.count + 1, 0)
+    bench.count += 1
+    return bench.ask(peer, Operate(**header, command=command, token=token))
+
+
+def test_the_end_of_an_episode_is_noted_once_and_for_the_pinned_version(make):
+    bench = make()
+    assert_error(end(bench, A), "unknown_session", "Hello")
+    assert bench.hello(A).takes_outcomes
+    assert_error(end(bench, A), "unknown_session", "no such episode")
+    version = bench.begin(A, "one").policy_version
+    assert_error(end(bench, A, "another"), "unknown_session", "no such episode")
+    bench.publish(0.1)
+    assert isinstance(end(bench, A, "one", misses=99, undiscounted_return=math.inf, reason="x"), EpisodeNoted)
+    assert_error(end(bench, A, "one"), "unknown_session", "no such episode")
+    [outcome] = bench.guard.outcomes.of(version)
+    assert (outcome.episode_id, outcome.steps, outcome.misses, outcome.reason) == ("one", 10, 10, "x")
+    assert outcome.undiscounted_return is None
+    assert bench.statistics.outcomes == 1
+
+
+def test_the_episode_after_the_one_that_made_the_guard_act_has_the_old_version(make):
+    bench = make(guard=GuardConfig(episodes=3))
+    bench.hello(A)
+    bad = bench.publish(0.1)
+    for number in range(2):
+        assert bench.begin(A, f"{number}").policy_version == (bad if number == 0 else bench.version)
+        end(bench, A, f"{number}", fault=True)
+    assert bench.registry.current_version() == bench.version
+    # What was resumed counts for its version, not for the guard.
+    bench.publish(0.2)
+    new = bench.begin(A, "x").policy_version
+    bench.hello(A)
+    assert bench.begin(A, "x", resume=new).policy_version == new
+    end(bench, A, "x", fault=True)
+    assert bench.registry.current_version() == new
+    assert [item.under for item in bench.guard.outcomes.of(new)] == [""]
+
+
+def test_a_trial_gets_the_episodes_that_its_names_say(make):
+    bench = make()
+    bench.hello(A)
+    candidate = bench.registry.start_trial(write_linear_policy(bench.folder / "b.onnx", SPEC, bias=0.5), 0.3)
+    trial = bench.registry.pointer().trial
+    for number in range(20):
+        expected = candidate if trial.takes(f"episode-{number}") else bench.version
+        assert bench.begin(A, f"episode-{number}").policy_version == expected
+    assert {trial.takes(f"episode-{number}") for number in range(20)} == {True, False}
+    bench.registry.end_trial(promote=False)
+    assert {bench.begin(A, f"episode-{number}").policy_version for number in range(20)} == {bench.version}
+
+
+def test_a_candidate_that_cannot_be_loaded_leaves_the_one_in_force(make):
+    bench = make()
+    bench.hello(A)
+    candidate = bench.registry.start_trial(write_linear_policy(bench.folder / "b.onnx", SPEC, bias=0.5), 0.9)
+    bench.registry.path(candidate).write_bytes(b"damaged")
+    assert {bench.begin(A, f"{number}").policy_version for number in range(5)} == {bench.version}
+    assert bench.store.failures == 1
+
+
+def test_operations_take_the_token_and_robots_have_none(make):
+    bench = make()
+    bench.hello(A)
+    second = bench.publish(0.1)
+    for token in ("", "wrong"):
+        for command in COMMANDS:
+            assert_error(operate(bench, A, command, token), "forbidden", "operator")
+    assert bench.registry.current_version() == second
+    assert bench.statistics.forbidden == 2 * len(COMMANDS)
+    assert json.loads(operate(bench, B, "status", TOKEN).state_json)["current"] == second
+    assert json.loads(operate(bench, B, "rollback", TOKEN).state_json)["current"] == bench.version
+    assert bench.begin(A).policy_version == bench.version
+    assert_error(operate(bench, B, "rollback", TOKEN), "refused", "no version before")
+    assert_error(operate(bench, B, "stop", TOKEN), "refused", "unknown command")
+    assert "token" in bench.registry.audit.entries()[-1]["by"]
+    candidate = bench.registry.start_trial(second, 0.5)
+    assert json.loads(operate(bench, B, "promote", TOKEN).state_json)["current"] == candidate
+    assert_error(operate(bench, B, "end-trial", TOKEN), "refused", "no trial")
+
+
+def test_many_resumes_of_one_version_load_it_once(make, monkeypatch):
+    bench = make()
+    old = bench.version
+    bench.publish(0.1)
+    bench.hello(A)
+    bench.begin(A)
+    gate, loads = threading.Event(), []
+    load = bench.registry.load
+
+    def slow(version):
+        loads.append(version)
+        assert gate.wait(20)
+        return load(version)
+
+    monkeypatch.setattr(bench.registry, "load", slow)
+    bench.store._loaded.pop(old, None)
+    requests = [BeginEpisode(**bench.header(), episode_id="e", resume_policy_version=old) for _ in range(50)]
+    assert [bench.handler.handle(A, request, 0) for request in requests] == [None] * 50
+    gate.set()
+    assert bench.begin(A, resume=old).policy_version == old
+    assert loads == [old]
+
+
+def test_one_key_cannot_take_all_sessions(make):
+    bench = make(max_sessions=10, sessions_per_key=3)
+    greedy = [Peer(b"g%d" % number, "greedy") for number in range(6)]
+    assert [isinstance(bench.hello(peer), Welcome) for peer in greedy] == [True] * 3 + [False] * 3
+    assert isinstance(bench.hello(Peer(b"h", "honest")), Welcome)
+    # Nor another's session, though it knows how that client calls itself and how its connection is called.
+    assert isinstance(bench.begin(Peer(b"h", "honest")), EpisodeReady)
+    assert_error(bench.hello(Peer(b"h", "greedy"), client_id="h"), "busy")
+    assert_error(bench.act(Peer(b"h", "greedy")), "unknown_session")
+    assert isinstance(bench.act(Peer(b"h", "honest")), ActReply)
+    bench.handler.sessions.keep(lambda peer: peer.key != "honest")
+    assert_error(bench.act(Peer(b"h", "honest")), "unknown_session")
