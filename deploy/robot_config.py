@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +12,7 @@ from deploy.client import PolicyClient
 from deploy.estop import EStop, EStopConfig
 from deploy.fallback import FallbackConfig
 from deploy.fault_latch import FaultLatch
+from deploy.loading import load_name
 from deploy.log_config import LogConfig
 from deploy.log_opener import log_opener
 from deploy.loop_parts import LoopConfig, LoopParts
@@ -131,13 +129,7 @@ def load_driver(section: RobotSection) -> Robot:
     Raises:
         RobotError: it cannot be imported, or the factory does not take the options.
     """
-    module_name, _, factory_name = section.module.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        factory: Callable[..., Robot] = getattr(importlib.import_module(module_name), factory_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise RobotError(f"robot.module {section.module!r} cannot be imported: {error}") from error
+    factory: Callable[..., Robot] = load_name(section.module, "robot.module")
     try:
         return factory(**section.options)
     except TypeError as error:

@@ -5,10 +5,7 @@ Shapes: O observation size, J joints (the size of a command).
 
 from __future__ import annotations
 
-import importlib
 import math
-import os
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +16,7 @@ from deploy.dynamixel.body import BodySource
 from deploy.dynamixel.bus import Bus, BusError
 from deploy.dynamixel.config import BodyConfig, DynamixelConfig
 from deploy.dynamixel.servos import ServoGroup
+from deploy.loading import load_name
 from deploy.robot import FloatArray, Measurement, RobotError
 from mpo_robot.config import build
 from mpo_robot.specs import PolicySpec
@@ -144,13 +142,9 @@ def load_body(config: BodyConfig) -> BodySource:
     Raises:
         RobotError: it cannot be imported, or does not take the options.
     """
-    module_name, _, factory_name = config.module.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    factory = load_name(config.module, "body.module")
     try:
-        return getattr(importlib.import_module(module_name), factory_name)(**config.options)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise RobotError(f"body.module {config.module!r} cannot be imported: {error}") from error
+        return factory(**config.options)
     except TypeError as error:
         raise RobotError(f"body.module {config.module!r} does not take body.options: {error}") from error
 

@@ -48,7 +48,7 @@ class EmulatedBus:
 
 
 def write_robot_file(directory: Path, port: str, options: dict[str, Any], **settings: Any) -> Path:
-    """`configs/robots/dynamixel_ant.yaml` for this port, at 10 Hz and without a body source; changed by the arguments."""
+    """`configs/robots/dynamixel_ant.yaml` for this port, at 10 Hz, without a body source; changed by the arguments."""
     data = read_yaml(CONFIGS / "dynamixel_ant.yaml")
     data["robot"]["options"] |= {"port": port, "control_dt": CONTROL_DT, "bus_watchdog_s": 2.0, "body": None, **options}
     data["safety"]["watch"] = [item for item in data["safety"]["watch"] if item["term"] != "orientation"]
