@@ -46,7 +46,7 @@ format: $(dev_stamp)  ## rewrite the sources in the project's format
 	$(bin)/ruff format .
 	$(bin)/ruff check --fix .
 
-bench: $(train_stamp)  ## run the benchmarks and store their results
+bench: $(dev_stamp)  ## run the benchmarks and store their results
 	$(bin)/mpo-robot bench
 
 clean:  ## remove the environment, caches and build products; keeps runs/

@@ -1,0 +1,195 @@
+"""Round trip of an action: our client and server, with and without CURVE, beside three usual ways to serve a policy.
+
+    python benchmarks/round_trip.py [--rounds 100] [--calls 100] [--priority 0] [--output FILE]
+
+Every way has its own server process on tcp loopback, runs the same ONNX policy (17-256-256-6, sampled) through the same
+function, and gets the same observations: a plain REQ/REP socket with msgpack, a websocket as openpi uses it, gRPC. The
+ways take turns, a short round each. Needs `pip install 'mpo-robot[bench]'`. How it is done and why it is fair:
+docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from benchmarks._peers import CLIENTS, PeerProcess, Policy, require  # noqa: E402 (the repository root comes first)
+from benchmarks._record import write_record  # noqa: E402
+from benchmarks._rounds import Timings, compare, interleave, summarize  # noqa: E402
+from deploy.client import PolicyClient  # noqa: E402
+from deploy.key_files import create_keys  # noqa: E402
+from deploy.security import ClientSecurity  # noqa: E402
+from deploy.timing import use_real_time_priority  # noqa: E402
+from mpo_robot.errors import MpoRobotError  # noqa: E402
+from tests.support.onnx_files import small_spec, write_mlp_policy  # noqa: E402
+from tests.support.serving import ServerProcess  # noqa: E402
+
+OUTPUT = ROOT / "benchmarks" / "results" / "round_trip.json"
+SPEC = small_spec(observation_size=17, action_size=6)
+HIDDEN = (256, 256)
+DEADLINE_NS = 1_000_000_000
+IN_PROCESS, PLAIN, CURVE = "policy in process", "ours", "ours, CURVE"
+THEIRS = {"zmq": "REQ/REP, msgpack", "websocket": "websocket, msgpack", "grpc": "gRPC unary"}
+BAR_P50_US = 200.0
+Row = dict[str, Any]
+Way = tuple[Callable[[int], Any], int]
+
+
+class Misses:
+    """Counts calls that gave no action."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def counted(self, act: Callable[[int], Any]) -> Callable[[int], None]:
+        """`act`, with a None counted."""
+
+        def call(index: int) -> None:
+            if act(index) is None:
+                self.count += 1
+
+        return call
+
+
+@contextlib.contextmanager
+def open_ways(policy: Path, folder: Path, priority: int, misses: Misses) -> Iterator[dict[str, Way]]:
+    """All servers started and all clients connected, for `interleave`."""
+    observations = np.random.default_rng(1).standard_normal((256, SPEC.observation_size)).astype(np.float32)
+    with contextlib.ExitStack() as stack:
+        local = Policy(policy)
+        ways: dict[str, Way] = {IN_PROCESS: (lambda index: local.answer(observations[index % 256]), os.getpid())}
+        for name, security, arguments in ((PLAIN, None, ()), (CURVE, *_make_keys(folder))):
+            ways[name] = _open_ours(stack, policy, priority, observations, security, arguments, misses)
+        for kind, name in THEIRS.items():
+            server = stack.enter_context(PeerProcess(kind, policy, priority))
+            client = CLIENTS[kind](server.address)
+            stack.callback(client.close)
+
+            def act(index: int, act: Callable[..., Any] = client.act) -> Any:
+                return act(observations[index % 256])
+
+            ways[name] = misses.counted(act), server.process.pid
+        yield ways
+
+
+def _make_keys(folder: Path) -> tuple[ClientSecurity, tuple[str, ...]]:
+    """What client and server need for CURVE."""
+    server_public, server_secret = create_keys(folder / "keys", "server")
+    _, client_secret = create_keys(folder / "allowed", "robot")
+    secret = client_secret.rename(folder / "keys" / client_secret.name)
+    arguments = ("--curve-secret-key", str(server_secret), "--curve-allow", str(folder / "allowed"))
+    return ClientSecurity(secret, server_public), arguments
+
+
+def _open_ours(
+    stack: contextlib.ExitStack,
+    policy: Path,
+    priority: int,
+    observations: npt.NDArray[np.float32],
+    security: ClientSecurity | None,
+    arguments: tuple[str, ...],
+    misses: Misses,
+) -> Way:
+    settings = (f"realtime_priority={priority}",) if priority else ()
+    server = stack.enter_context(ServerProcess(policy, *settings, *arguments))
+    client = stack.enter_context(PolicyClient(server.endpoint, SPEC, security=security))
+    client.begin_episode("benchmark", 10.0)
+
+    def act(index: int) -> Any:
+        return client.act(observations[index % 256], index, time.monotonic_ns() + DEADLINE_NS)
+
+    return misses.counted(act), server.process.pid
+
+
+def table(timings: Mapping[str, Timings]) -> list[Row]:
+    """One row per way; ratios are the other's p50 in that of ours with CURVE."""
+    return [{"name": name, **summarize(of), **compare(timings[CURVE], of)} for name, of in timings.items()]
+
+
+def judge(rows: list[Row], bar_us: float = BAR_P50_US) -> Row:
+    """Whether CURVE is under the bar and faster than every other way's server."""
+    p50 = {row["name"]: row["p50_us"] for row in rows}
+    slower = {name: bool(p50[name] > p50[CURVE]) for name in THEIRS.values()}
+    return {
+        "curve_p50_us": bar_us,
+        "met": bool(p50[CURVE] <= bar_us),
+        "faster_than": slower,
+        "faster_than_all": all(slower.values()),
+    }
+
+
+def measure(rounds: int, calls: int, warm_up: int, priority: int) -> tuple[list[Row], int]:
+    """Rows of `table` and how many calls gave no action."""
+    misses = Misses()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        policy = write_mlp_policy(folder / "policy.onnx", SPEC, HIDDEN)
+        with open_ways(policy, folder, priority, misses) as ways:
+            return table(interleave(ways, rounds, calls, warm_up)), misses.count
+
+
+def print_table(rows: list[Row], bar: Row) -> None:
+    """The result for people."""
+    print(f"{'us':22}{'p50':>9}{'p99':>9}{'max':>10}{'min':>9}{'p50 in CURVE':>14}{'CPU client':>12}{'server':>8}")
+    for row in rows:
+        times = "".join(f"{row[key]:>{width}.1f}" for key, width in
+                        (("p50_us", 9), ("p99_us", 9), ("max_us", 10), ("min_us", 9)))  # fmt: skip
+        cpu = f"{row['client_cpu_us']:>12.0f}{row['server_cpu_us']:>8.0f}"
+        print(f"{row['name']:22}{times}{row['ratio_by_round_p50']:>14.2f}{cpu}")
+    print(f"bar: p50 with CURVE <= {bar['curve_p50_us']:.0f} us: {'met' if bar['met'] else 'MISSED'}")
+    for name, faster in bar["faster_than"].items():
+        print(f"bar: faster than {name}: {'met' if faster else 'MISSED'}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Round trip of an action: ours beside REQ/REP, websocket and gRPC.")
+    parser.add_argument("--rounds", type=int, default=100, help="turns of each way (default 100)")
+    parser.add_argument("--calls", type=int, default=100, help="timed calls per turn (default 100)")
+    parser.add_argument("--warm-up", type=int, default=20, help="untimed calls before them (default 20)")
+    parser.add_argument("--priority", type=int, default=0, metavar="P", help="real-time priority 1 to 99, of all ways")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help=f"JSON file (default {OUTPUT.relative_to(ROOT)})")
+    options = parser.parse_args(arguments)
+    try:
+        for name in ("msgpack", "websockets", "grpc"):
+            require(name)
+    except MpoRobotError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if options.priority and (problem := use_real_time_priority(options.priority)):
+        print(problem, file=sys.stderr)
+        return 2
+    rows, misses = measure(options.rounds, options.calls, options.warm_up, options.priority)
+    bar = judge(rows)
+    print_table(rows, bar)
+    settings = {"rounds": options.rounds, "calls": options.calls, "warm_up": options.warm_up}
+    write_record(
+        options.output,
+        "round_trip",
+        priority=options.priority,
+        **settings,
+        policy={"observation_size": SPEC.observation_size, "action_size": SPEC.action_size, "hidden": list(HIDDEN)},
+        rows=rows,
+        misses=misses,
+        bar=bar,
+    )
+    print(f"{misses} calls without an action; written to {options.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
