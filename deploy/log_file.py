@@ -15,7 +15,8 @@ from deploy.log_format import EPISODE_METADATA, LOG_PROFILE, STATISTICS_METADATA
 from mpo_robot.episode import STEP_SCHEMA_VERSION
 from mpo_robot.errors import EpisodeError
 
-_MESSAGE_BYTES = 31  # what MCAP adds to the data of a message
+# What MCAP adds, about: to a message with its entry in the index, to a chunk, to the description of a topic.
+_MESSAGE_BYTES, _CHUNK_BYTES, _TOPIC_BYTES = 47, 96, 256
 
 
 class Topic(NamedTuple):
@@ -63,6 +64,7 @@ class LogFile:
         self._descriptor = _create(path, disk)
         self._pending = _Pending()
         self._open_chunk = 0
+        self._has_messages = False
         self._writer = Writer(
             self._pending,  # type: ignore[arg-type] (all it needs of a stream)
             chunk_size=1 << 40,  # a chunk ends where we flush
@@ -78,11 +80,12 @@ class LogFile:
                 schemas[topic.schema_name] = self._writer.register_schema(topic.schema_name, "jsonschema", topic.schema)
             channel = self._writer.register_channel(topic.name, "json", schemas[topic.schema_name], dict(metadata))
             self._channels[topic.name] = channel
+            self._open_chunk += len(topic.schema) + _TOPIC_BYTES
 
     @property
     def size(self) -> int:
-        """Bytes so far, those in memory included."""
-        return self._pending.total + self._open_chunk
+        """Bytes so far, those in memory included; a little more than less."""
+        return self._pending.total + self._open_chunk + _CHUNK_BYTES
 
     def describe(self, content: Mapping[str, Any]) -> None:
         """Add the description of the episode, in memory."""
@@ -100,6 +103,7 @@ class LogFile:
             channel_id=self._channels[topic], log_time=time_ns, publish_time=time_ns, data=data, sequence=sequence
         )
         self._open_chunk += len(data) + _MESSAGE_BYTES
+        self._has_messages = True
 
     def flush(self) -> None:
         """End the chunk and hand everything to the operating system.
@@ -108,7 +112,8 @@ class LogFile:
             OSError: the disk did not take all of it.
         """
         self._writer.flush()
-        self._open_chunk = 0
+        if self._has_messages:  # without, the chunk with the schemas stays open
+            self._open_chunk, self._has_messages = 0, False
         self._pending.drain(lambda data: self._disk.write(self._descriptor, data))
 
     def sync(self) -> None:
