@@ -24,7 +24,8 @@ class CommandSender:
     Attributes:
         count: Motor commands per policy period.
         previous: [A] applied last, as the robot reports it.
-        changed: Something altered a command of the running period: a limit, the robot, or lack of time.
+        changed: A limit or the robot altered a command of the running period.
+        arrived: The target of the running period was sent.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class CommandSender:
         self.previous = checked_vector(
             robot.safe_pose_command(), robot.spec.action_size, "safe_pose_command() returned"
         )
-        self.changed = False
+        self.changed = self.arrived = False
         self._robot, self._limits, self._machine, self._statistics = robot, limits, machine, statistics
         self._spec: PolicySpec = robot.spec
         self._estop = parts.estop
@@ -54,17 +55,13 @@ class CommandSender:
         """Begin a period: head for `target` [A] on behalf of `mode`, with commands `first` to `count` - 1."""
         self._start, self._target, self._mode = self.previous, target, mode
         self._first = self._next = min(max(first, 0), self.count - 1)
-        self.changed = False
+        self._statistics.skipped_commands += self._first
+        self.changed = self.arrived = False
 
     @property
     def next_index(self) -> int:
         """Index of the next command of this period; `count` if all are sent."""
         return self._next
-
-    @property
-    def target_reached(self) -> bool:
-        """Whether the last command of the period was sent, or an earlier one already was the target."""
-        return self._next == self.count or self._interpolation == "hold"
 
     def skip(self) -> None:
         """Leave out the next command: its time has passed."""
@@ -90,6 +87,7 @@ class CommandSender:
             self._robot.send_command(safe.command.copy()), self._spec.action_size, "send_command() returned"
         )
         self.changed = self.changed or safe.modified or not self._is_same(applied, safe.command)
+        self.arrived = self._interpolation == "hold" or self._next == self.count - 1
         self._before, self.previous = self.previous, applied
         self._next += 1
         self._statistics.commands += 1

@@ -112,6 +112,7 @@ class EpisodeRunner:
     def _tick(self, tick: Tick, watchdog: Watchdog) -> End | None:
         self._time(tick)
         measurement = self._read()
+        halted = self._parts.estop.tripped  # before this reading: the motors did something else than the step says
         verdict = self._monitor.check(measurement, self._clock.monotonic_ns())
         self.statistics.faults.update(verdict.faults)
         finished, self._open, end = self._open, None, None
@@ -122,7 +123,8 @@ class EpisodeRunner:
                 self._parts.source.maintain()
         finally:
             if finished is not None:
-                self._complete(finished, measurement, verdict, truncated=end is not None)
+                fit = finished.usable and verdict.usable and not halted
+                self._complete(finished, measurement, fit, truncated=end is not None)
         return end
 
     def _time(self, tick: Tick) -> None:
@@ -215,7 +217,7 @@ class EpisodeRunner:
                 break
             broken_off = sender.send()
         assert self._open is not None
-        modified = self._open.modified or sender.changed or not sender.target_reached or broken_off is not None
+        modified = self._open.modified or sender.changed or not sender.arrived or broken_off is not None
         usable = self._open.usable and bool(np.isfinite(sender.previous).all()) and broken_off is None
         self._open = self._open._replace(applied=sender.previous, modified=modified, usable=usable)
         self.statistics.modified += modified
@@ -270,15 +272,13 @@ class EpisodeRunner:
         self.statistics.rejected_actions += 1
         return None, "not_finite"
 
-    def _complete(self, step: OpenStep, measurement: Measurement, verdict: Verdict, truncated: bool) -> None:
-        """The outcome of a step is known: count it and log it."""
+    def _complete(self, step: OpenStep, measurement: Measurement, fit: bool, truncated: bool) -> None:
+        """The outcome of a step is known: count it and log it; `fit` says whether it may be learned from."""
         self.completed += 1
         if math.isfinite(measurement.reward):
             self.total_reward += float(measurement.reward)
-        # Between an e-stop and this reading the motors did something else than the step says.
-        valid = step.usable and verdict.usable and not self._parts.estop.tripped
-        self.statistics.invalid_steps += not valid
+        self.statistics.invalid_steps += not fit
         if self._log is not None:
             record = self._builder.complete(step, measurement, truncated)
             # A transition between unfit readings would teach wrong dynamics; it is kept, but apart.
-            (self._log.append if valid else self._log.append_invalid)(record)
+            (self._log.append if fit else self._log.append_invalid)(record)

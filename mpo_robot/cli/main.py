@@ -23,6 +23,8 @@ COMMANDS = {
     "keys": "make keys for serving off loopback, allow and revoke them",
     "policies": "see and change what a policy registry has in force: trials, rollback, audit",
     "run-robot": "run the control loop of a robot (simulated or real)",
+    "estop": "stop a robot by message, or ask for its state",
+    "rearm": "let a robot move again after an e-stop or another fault",
     "emulate-bus": "emulate a bus of Dynamixel servos that move a simulated ant, to try a driver on",
     "ingest": "check episode logs and add the good ones to a run's real replay",
     "learn": "continue learning from a run and episode logs, publish new policy versions",

@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 from deploy.control_loop import EpisodeResult
+from deploy.estop import EStop
+from deploy.estop_sources import KeyEStop, SignalEStop
+from deploy.estop_topic import TopicEStop
+from deploy.fault_latch import FaultLatch
 from deploy.loop_statistics import merge, table
+from deploy.real_time import use_real_time
 from deploy.robot import Robot
-from deploy.robot_config import RobotConfig, build_parts, load_driver
+from deploy.robot_config import RobotConfig, build_parts, fault_latch, load_driver
+from deploy.robot_state import StateMachine
 from deploy.session import run_session
 from deploy.stopping import StopSignals
-from deploy.timing import use_real_time_priority
 from mpo_robot.cli.settings_list import add_settings_option
 from mpo_robot.config import apply_overrides, build, read_yaml
 from mpo_robot.errors import ConfigError, MpoRobotError
 
 EPILOG = """\
 One MCAP log per episode goes to the log directory. Ctrl-C, SIGTERM and a lost terminal stop the robot cleanly within
-one control period. Exit code: 0 all episodes done or stopped by the operator; 1 stopped by a fault (fallback ladder at
-its end, safety, driver, log); 2 bad input, no server, or a policy that does not fit the robot. Examples:
+one control period. The space bar, `e`, SIGUSR1 and messages (estop.endpoint, `mpo-robot estop`) are emergency stops:
+after one, or another fault, the robot moves again only after `mpo-robot rearm`. Exit code: 0 all episodes done or
+stopped by the operator; 1 stopped by a fault (e-stop, fallback ladder at its end, safety, driver, log); 2 bad input, no
+server, a policy that does not fit the robot, or a fault that nobody has re-armed. Examples:
 
   mpo-robot run-robot --config configs/robots/simulated_cartpole.yaml --policy policy.onnx
   mpo-robot run-robot --config configs/robots/simulated_cartpole.yaml --policy policy.onnx policy=local loop.pace=fast
@@ -48,30 +57,61 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the episodes; see `EPILOG` for the exit code."""
     config = load_robot_config(args)
-    with StopSignals() as signals:
+    estop, latch = EStop(), fault_latch(config)
+    with StopSignals() as signals, SignalEStop(estop, config.estop.signal):
+        latch.require_clear(config.robot.name)
         robot = _make_robot(config)
-        if config.loop.is_real_time and config.loop.realtime_priority > 0:
-            # Before any other thread is started, because those of the transport must not be delayed either.
-            problem = use_real_time_priority(config.loop.realtime_priority)
-            print(f"note     {problem}" if problem else f"priority real time, {config.loop.realtime_priority}")
-        parts, policy_line = build_parts(config, robot.spec, signals.requested)
-        print(_plan(config, robot, policy_line), flush=True)
-        try:
-            results = run_session(
-                robot,
-                parts,
-                name=config.robot.name,
-                episodes=config.episodes,
-                seed=config.seed,
-                on_result=lambda result: print(_line(result), flush=True),
-            )
-        except MpoRobotError:
-            raise
-        except Exception:
-            traceback.print_exc()
-            print("mpo-robot run-robot: stopped by the error above; the robot was stopped first", file=sys.stderr)
-            return 1
-    return _conclude(results, robot.spec.control_dt)
+        if config.loop.is_real_time:
+            _use_real_time(config)
+        with _listen(config, estop) as machines:
+            parts, policy_line = build_parts(config, robot.spec, signals.requested, estop)
+            print(_plan(config, robot, policy_line), flush=True)
+            try:
+                with KeyEStop(estop) if config.estop.key else contextlib.nullcontext():
+                    results = run_session(
+                        robot,
+                        parts,
+                        name=config.robot.name,
+                        episodes=config.episodes,
+                        seed=config.seed,
+                        on_result=lambda result: print(_line(result), flush=True),
+                        on_machine=machines.append,
+                        latch=latch,
+                    )
+            except MpoRobotError:
+                raise
+            except Exception:
+                traceback.print_exc()
+                print("mpo-robot run-robot: stopped by the error above; the robot was stopped first", file=sys.stderr)
+                _tell_rearm(latch)
+                return 1
+    return _conclude(results, robot.spec.control_dt, estop, latch)
+
+
+def _use_real_time(config: RobotConfig) -> None:
+    """Before any other thread is started, because those of the transport must not be delayed either."""
+    wanted = config.loop.operating_system
+    problems = use_real_time(wanted)
+    for problem in problems:
+        print(f"note     {problem}")
+    parts = [f"priority {wanted.priority}"] if wanted.priority else []
+    parts += ["memory locked"] if wanted.lock_memory else []
+    parts += [f"CPU {', '.join(map(str, wanted.cpus))}"] if wanted.cpus else []
+    if parts and not problems:
+        print(f"realtime {', '.join(parts)}")
+
+
+@contextlib.contextmanager
+def _listen(config: RobotConfig, estop: EStop) -> Iterator[list[StateMachine]]:
+    """Listen for e-stop messages, if configured; the state machine to report is put into the list."""
+    machines: list[StateMachine] = []
+    if not config.estop.endpoint:
+        yield machines
+        return
+    with TopicEStop(
+        estop, config.estop.endpoint, config.estop.security, lambda: machines[-1].state.value if machines else "INIT"
+    ):
+        yield machines
 
 
 def load_robot_config(args: argparse.Namespace) -> RobotConfig:
@@ -121,7 +161,10 @@ def _make_robot(config: RobotConfig) -> Robot:
 def _plan(config: RobotConfig, robot: Robot, policy_line: str) -> str:
     spec = robot.spec
     count = "until stopped" if config.episodes == 0 else f"{config.episodes} episode(s)"
-    pace = f"{1 / spec.control_dt:.4g} Hz" if config.loop.is_real_time else "as fast as possible"
+    rate = f"{1 / spec.control_dt:.4g} Hz"
+    if config.loop.command_rate:
+        rate += f", motor commands at {config.loop.command_rate:.4g} Hz ({config.loop.interpolation})"
+    pace = rate if config.loop.is_real_time else "as fast as possible"
     ladder = " -> ".join(rung.do + (f" {rung.ticks}" if rung.ticks else "") for rung in config.fallback.ladder)
     return "\n".join(
         (
@@ -130,9 +173,17 @@ def _plan(config: RobotConfig, robot: Robot, policy_line: str) -> str:
             f"run      {count}, {pace}",
             f"actions  {policy_line}",
             f"ladder   {ladder}",
+            f"e-stop   {_estop_line(config)}",
             f"logs     {config.log.directory or 'none'}",
         )
     )
+
+
+def _estop_line(config: RobotConfig) -> str:
+    key = ["space bar or e"] if config.estop.key and sys.stdin.isatty() else []
+    name = [f"kill -{config.estop.signal.removeprefix('SIG')} {os.getpid()}"] if config.estop.signal else []
+    topic = [f"mpo-robot estop {config.estop.endpoint}"] if config.estop.endpoint else []
+    return ", ".join(key + name + topic) or "none by software"
 
 
 def _line(result: EpisodeResult) -> str:
@@ -144,13 +195,25 @@ def _line(result: EpisodeResult) -> str:
     return text + (f"\n  {result.detail}" if result.detail else "")
 
 
-def _conclude(results: list[EpisodeResult], control_dt: float) -> int:
+def _conclude(results: list[EpisodeResult], control_dt: float, estop: EStop, latch: FaultLatch) -> int:
     if results:
         print(table(merge((result.statistics for result in results), control_dt)))
     log_errors = [result.log_error for result in results if result.log_error]
     for error in log_errors:
         print(f"mpo-robot run-robot: the log could not be written: {error}", file=sys.stderr)
-    faults = [result for result in results if result.reason.is_fault]
-    for result in faults:
-        print(f"mpo-robot run-robot: {result.reason.value} stop: {result.detail}", file=sys.stderr)
+    faults = [f"{result.reason.value} stop: {result.detail}" for result in results if result.reason.is_fault]
+    if estop.tripped and not faults:
+        faults = [f"estop stop: {estop.reason}"]
+    for fault in faults:
+        print(f"mpo-robot run-robot: {fault}", file=sys.stderr)
+    if faults:
+        _tell_rearm(latch)
     return 1 if faults or log_errors else 0
+
+
+def _tell_rearm(latch: FaultLatch) -> None:
+    if latch.read() is not None:
+        print(
+            "mpo-robot run-robot: the robot is in FAULT. It moves again after `mpo-robot rearm --config FILE`",
+            file=sys.stderr,
+        )

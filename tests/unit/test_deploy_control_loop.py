@@ -9,23 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deploy.action_source import Action
-from deploy.control_loop import ControlLoop, EpisodeResult
 from deploy.fallback import FallbackConfig, Rung
-from deploy.log_reader import LogContents, read_log
-from deploy.log_writer import EpisodeLogWriter, LogConfig
-from deploy.loop_parts import EndReason, LoopConfig, LoopParts
+from deploy.log_reader import read_log
+from deploy.log_writer import EpisodeLogWriter
+from deploy.loop_parts import EndReason, LoopConfig
 from deploy.observation_checks import FrozenCheck, ObservationConfig, OrderCheck
 from deploy.robot import FloatArray, Measurement, RobotError
 from deploy.safety import PositionLimit, RateLimit, SafetyConfig, WatchedTerm
 from mpo_robot.episode import Source, episodes_from_records
 from mpo_robot.errors import ConfigError, EpisodeError
-from tests.support.fake_clock import FakeClock
-from tests.support.fake_robot import Edit, FakeRobot
-from tests.support.onnx_files import small_spec
+from tests.support.loop_bench import MS, SPEC, Bench
 
-SPEC = small_spec(control_dt=0.01)
-MS = 1_000_000
 LADDER = FallbackConfig((Rung("hold", ticks=2), Rung("local", ticks=2), Rung("safe_pose", ticks=2), Rung("stop")))
 NO_LOCAL = FallbackConfig((Rung("hold", ticks=2), Rung("stop")))
 
@@ -37,57 +31,6 @@ def _small_heap() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
-
-
-class Script:
-    """Action source: `missing` step indices get no action; `latency_ns` passes on the clock with each call."""
-
-    def __init__(
-        self, clock: FakeClock, missing: tuple[int, ...] = (), latency_ns: int = MS, version: str = "v1"
-    ) -> None:
-        self.clock, self.missing, self.latency_ns, self.version = clock, missing, latency_ns, version
-        self.asked: list[tuple[int, int]] = []
-        self.maintained = 0
-        self.last_error, self.miss_cause = "scripted", "no_reply"
-        self.closed = False
-        self.actions = np.random.default_rng(1).normal(0, 1.5, (200, 2)).astype(np.float32)
-
-    def begin_episode(self, episode_id: str) -> str:
-        return self.version
-
-    def act(self, observation: FloatArray, step_index: int, deadline_ns: int) -> Action | None:
-        self.asked.append((step_index, deadline_ns))
-        if step_index in self.missing:
-            self.clock.now_ns = max(self.clock.now_ns, deadline_ns)
-            return None
-        self.clock.advance(self.latency_ns)
-        return Action(self.actions[step_index], -1.0 - step_index, self.version)
-
-    def maintain(self) -> None:
-        self.maintained += 1
-
-    def close(self) -> None:
-        self.closed = True
-
-
-class Bench:
-    """A fake robot in a control loop on a fake clock, with a log."""
-
-    def __init__(self, directory: Path, *, edit: Edit | None = None, length: int = 8, **parts: object) -> None:
-        self.clock = FakeClock()
-        self.robot = FakeRobot(SPEC, clock=self.clock.monotonic_ns, length=length, edit=edit)
-        self.directory = directory
-        self.source = Script(self.clock)
-        self.local = Script(self.clock, version="local")
-        self.parts = LoopParts(source=self.source, local=self.local, open_log=self.open_log, clock=self.clock)
-        self.parts = dataclasses.replace(self.parts, **parts)  # type: ignore[arg-type]
-
-    def open_log(self, episode_id: str) -> EpisodeLogWriter:
-        return EpisodeLogWriter(self.directory, SPEC, episode_id, config=LogConfig(fsync="never"))
-
-    def run(self) -> tuple[EpisodeResult, LogContents]:
-        result = ControlLoop(self.robot, self.parts).run_episode("ep", seed=0)
-        return result, read_log(self.directory / "ep.mcap")
 
 
 def test_episode_is_logged_exactly(tmp_path: Path) -> None:
