@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import ipaddress
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import zmq
-from zmq.auth.thread import ThreadAuthenticator
 
 from deploy.allow_list import AllowList
 from deploy.key_files import load_public, load_secret
+from deploy.zap import DOMAIN, KeyChecker
 from mpo_robot.errors import ConfigError
-
-_DOMAIN = "mpo_robot"
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,22 +75,7 @@ def require_safe(endpoint: str, security: ServerSecurity | ClientSecurity | None
     )
 
 
-class _KeyCheck:
-    """Asked by the ZAP thread at every handshake; looks at the allow-list anew each time."""
-
-    def __init__(self, allowed: AllowList) -> None:
-        self._allowed = allowed
-
-    def callback(self, domain: str, key: bytes) -> bool:
-        try:
-            self._allowed.refresh()
-            return self._allowed.find(key.decode()) is not None
-        except Exception:  # it must not end the ZAP thread
-            _log.exception("a handshake was refused because the allow-list could not be read")
-            return False
-
-
-def secure_server(socket: zmq.Socket[bytes], security: ServerSecurity, allowed: AllowList) -> ThreadAuthenticator:
+def secure_server(socket: zmq.Socket[bytes], security: ServerSecurity, allowed: AllowList) -> KeyChecker:
     """Turn on CURVE on a socket before it is bound; call `stop()` of the result when done.
 
     Raises:
@@ -103,15 +84,12 @@ def secure_server(socket: zmq.Socket[bytes], security: ServerSecurity, allowed: 
     public, secret = load_secret(security.secret_key)
     allowed.require_usable()
     allowed.refresh()
-    authenticator = ThreadAuthenticator(socket.context)
-    authenticator.start()
-    authenticator.configure_curve_callback(domain=_DOMAIN, credentials_provider=_KeyCheck(allowed))
     socket.curve_publickey, socket.curve_secretkey = public, secret
     socket.curve_server = True
     # Without these two, ZeroMQ lets everybody in when nobody answers its question who may.
-    socket.zap_domain = _DOMAIN.encode()
+    socket.zap_domain = DOMAIN.encode()
     socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
-    return authenticator
+    return KeyChecker(socket.context, allowed)
 
 
 def secure_client(socket: zmq.Socket[bytes], security: ClientSecurity) -> None:

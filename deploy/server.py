@@ -83,7 +83,7 @@ class PolicyServer:
         self._stopping = False
         self._timeout_ms = -1
         self._next_look_ns = 0
-        self._authenticator = None
+        self._key_checker = None
         self.endpoint = ""  # until it is bound
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
@@ -139,9 +139,9 @@ class PolicyServer:
         if self.endpoint.startswith("ipc:///"):
             Path(self.endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
         self.endpoint = ""
-        if self._authenticator is not None:
-            self._authenticator.stop()
-            self._authenticator = None
+        if self._key_checker is not None:
+            self._key_checker.stop()
+            self._key_checker = None
         self._context.term()
         self.store.close()
 
@@ -160,7 +160,7 @@ class PolicyServer:
         socket.heartbeat_ivl, socket.heartbeat_timeout = 2000, 6000
         socket.handshake_ivl = _HANDSHAKE_MS
         if self.config.security is not None and self._allowed is not None:
-            self._authenticator = secure_server(socket, self.config.security, self._allowed)
+            self._key_checker = secure_server(socket, self.config.security, self._allowed)
 
     def _receive(self, flags: int = 0) -> tuple[Peer, list[bytes]]:
         route, parts, key = receive_from(self._socket, self._allowed is not None, flags)
