@@ -77,6 +77,7 @@ class PolicyClient:
         *,
         security: ClientSecurity | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
+        spin_s: float = 0.0,
     ) -> None:
         """Prepare the socket; the connection is made in the background.
 
@@ -85,6 +86,7 @@ class PolicyClient:
             spec: The robot's interface; a server with another one is refused.
             security: CURVE keys, required off loopback.
             clock: Monotonic nanoseconds; deadlines are on this clock.
+            spin_s: Busy-wait this long for an answer before sleeping until it comes.
 
         Raises:
             ConfigError: malformed endpoint, off loopback without keys, or unreadable keys.
@@ -100,7 +102,7 @@ class PolicyClient:
         self._next_step = 0
         self._takes_outcomes = False  # until a server says so
         self._retry_at_ns, self._retry_interval_ns = 0, RETRY_INTERVAL_NS
-        self._channel = ClientChannel(endpoint, spec, security, clock)
+        self._channel = ClientChannel(endpoint, spec, security, clock, round(spin_s * 1e9))
         self.statistics = self._channel.statistics
 
     @property

@@ -34,7 +34,12 @@ class ClientChannel:
     """
 
     def __init__(
-        self, endpoint: str, spec: PolicySpec, security: ClientSecurity | None, clock: Callable[[], int]
+        self,
+        endpoint: str,
+        spec: PolicySpec,
+        security: ClientSecurity | None,
+        clock: Callable[[], int],
+        spin_ns: int = 0,
     ) -> None:
         """Prepare the socket; raises ConfigError like `ClientLink`."""
         self.endpoint = endpoint
@@ -47,7 +52,7 @@ class ClientChannel:
         self._clock = clock
         self._spec_hash, self._spec_json = spec.spec_hash, protocol.encode_spec(spec)
         self._client_id = secrets.token_hex(16)
-        self._link = ClientLink(endpoint, security, clock)
+        self._link = ClientLink(endpoint, security, clock, spin_ns)
 
     def new_id(self) -> int:
         """Number for the next request."""

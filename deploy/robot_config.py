@@ -58,14 +58,19 @@ class ServerSection:
         timeout_s: For the handshake before each episode.
         secret_key: This robot's NAME.key_secret; both key files are needed off loopback.
         server_key: The server's public NAME.key.
+        spin_s: Busy-wait this long for each action before sleeping until it comes: the answer is there sooner, and
+            the wait costs a core. For loops with real-time priority; a normal program on a busy machine loses by it.
     """
 
     endpoint: str = "tcp://127.0.0.1:5555"
     timeout_s: float = 5.0
     secret_key: Path | None = None
     server_key: Path | None = None
+    spin_s: float = 0.0
 
     def __post_init__(self) -> None:
+        if not self.spin_s >= 0:
+            raise ConfigError(f"server.spin_s must not be negative, got {self.spin_s}")
         if (self.secret_key is None) != (self.server_key is None):
             raise ConfigError("server.secret_key and server.server_key go together: give both or none")
         if self.timeout_s <= 0:
@@ -187,7 +192,9 @@ def build_parts(
 
 def _server_source(config: RobotConfig, spec: PolicySpec, clock: Clock) -> tuple[ServerSource, str]:
     server = config.server
-    client = PolicyClient(server.endpoint, spec, security=server.security, clock=clock.monotonic_ns)
+    client = PolicyClient(
+        server.endpoint, spec, security=server.security, clock=clock.monotonic_ns, spin_s=server.spin_s
+    )
     try:
         welcome = client.connect(server.timeout_s)
     except BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +96,25 @@ def test_server_policy(tmp_path: Path, policy: Path, capsys: pytest.CaptureFixtu
     assert {record.policy_version for record in log.records} == {version}
     assert episodes_from_records(log.records, SPEC)[0].trace_valid.all()
     assert f"version {version[:12]}" in capsys.readouterr().out
+
+
+def test_busy_waiting_for_the_server_is_a_setting(
+    tmp_path: Path, policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give_way, turns = os.sched_yield, []
+
+    def counted() -> None:
+        turns.append(None)
+        give_way()
+
+    monkeypatch.setattr(os, "sched_yield", counted)
+    with ServerThread(policy) as server:
+        assert run(write_config(tmp_path, **FAST), "--endpoint", server.endpoint) == 0
+        assert turns == []
+        spinning = write_config(tmp_path, **FAST, server={"spin_s": 0.001})
+        assert run(spinning, "--endpoint", server.endpoint) == 0
+        assert turns
+    assert run(write_config(tmp_path, server={"spin_s": -1.0})) == 2
 
 
 def test_no_logs_on_request(tmp_path: Path, policy: Path) -> None:
