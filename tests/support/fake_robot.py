@@ -26,6 +26,7 @@ class FakeRobot:
         edit: Called with (read index, measurement) to spoil measurements.
         on_send: Called with (command index, command); may raise, sleep, or return another applied command.
         journal: File that gets one line per call, for tests that watch another process.
+        homing_s: How long `start_episode` takes.
     """
 
     def __init__(
@@ -37,10 +38,12 @@ class FakeRobot:
         edit: Edit | None = None,
         on_send: Callable[[int, FloatArray], FloatArray | None] | None = None,
         journal: str | Path | None = None,
+        homing_s: float = 0.0,
     ) -> None:
         self._spec = spec or small_spec()
         self._clock, self._length, self._edit, self._on_send = clock, length, edit, on_send
         self._journal = None if journal is None else Path(journal)
+        self._homing_s = homing_s
         self.calls: list[str] = []
         self.commands: list[FloatArray] = []
         self.measurements: list[Measurement] = []
@@ -59,6 +62,7 @@ class FakeRobot:
 
     def start_episode(self, seed: int | None = None) -> Measurement:
         self._note("start_episode")
+        time.sleep(self._homing_s)
         rng = np.random.default_rng(seed)
         self._x = rng.uniform(-1, 1, self._spec.observation_size).astype(np.float32)
         self.commands, self.measurements = [], []
