@@ -36,6 +36,7 @@ from deploy.protocol import (
 )
 from deploy.server_config import ServerConfig, ServerStatistics
 from deploy.sessions import Session, SessionTable, episode_rng
+from deploy.telemetry import Telemetry
 from mpo_robot.errors import MpoRobotError, ProtocolError, SpecMismatchError
 
 _log = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class RequestHandler:
     Attributes:
         sessions: The clients.
         statistics: Counters, shared with the server.
+        telemetry: Gets the time of every action, if set.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class RequestHandler:
         self._spec = store.current.spec
         self._spec_json = protocol.encode_spec(self._spec)
         self._pending: dict[Peer, _Pending] = {}
+        self.telemetry: Telemetry | None = None
 
     @property
     def waiting(self) -> bool:
@@ -189,6 +192,7 @@ class RequestHandler:
         policy = served.choose(request.episode_id)
         policy.require_mode(self._config.stochastic)
         session.policy, session.under, session.episode_id = policy, served.under, request.episode_id
+        session.step_index = request.step_index
         session.rng = episode_rng(self._config.seed, request.episode_id, request.step_index)
         self.statistics.episodes += 1
         return EpisodeReady(
@@ -254,7 +258,8 @@ class RequestHandler:
         result = session.policy.act(observation, self._config.stochastic, session.rng)
         inference_ns = self._clock() - start_ns
         self.statistics.actions += 1
-        return ActReply(
+        session.step_index = message.step_index
+        reply = ActReply(
             **self._header(message.request_id),
             step_index=message.step_index,
             action=protocol.encode_array(result.action),
@@ -263,6 +268,9 @@ class RequestHandler:
             inference_ns=max(0, inference_ns),
             received_ns=received_ns,
         )
+        if self.telemetry is not None:
+            self.telemetry.latencies.append(reply.sent_ns - received_ns)
+        return reply
 
     def _session(self, peer: Peer, message: Message) -> Session:
         """The client's session; without one it is told to handshake."""

@@ -27,6 +27,7 @@ from deploy.raw_socket import NOBLOCK, NOBLOCK_MORE, has_input, receive_from
 from deploy.registry import PolicyRegistry
 from deploy.security import require_safe, secure_server
 from deploy.server_config import ServerConfig, ServerStatistics
+from deploy.telemetry import Telemetry
 from mpo_robot.errors import ConfigError, MpoRobotError, ProtocolError
 
 __all__ = ["PolicyServer", "ServerConfig", "ServerStatistics"]
@@ -127,6 +128,21 @@ class PolicyServer:
             self._limiter.prune(now_ns)
             if self._allowed is not None and self._allowed.refresh():
                 self.handler.sessions.keep(self._access.may_talk)
+        telemetry = self.handler.telemetry
+        if telemetry is not None and now_ns >= telemetry.due_ns:
+            self._tell(telemetry, now_ns)
+
+    def _tell(self, telemetry: Telemetry, now_ns: int) -> None:
+        telemetry.send(
+            now_ns,
+            endpoint=self.endpoint,
+            policy_version=self.store.current.policy_version,
+            stochastic=self.config.stochastic,
+            swaps=self.store.swaps,
+            failures=self.store.failures,
+            statistics=self.statistics,
+            sessions=self.handler.sessions,
+        )
 
     def stop(self) -> None:
         """Make `serve_forever` return soon. May be called from a signal handler or another thread."""

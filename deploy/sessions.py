@@ -23,6 +23,7 @@ class Session:
         policy: Pinned for the running episode; None without one.
         under: Audit hash of the registry's state that gave it this policy; None once the episode's end was reported.
         rng: Noise source of the running episode.
+        step_index: Of the last action asked for in it.
     """
 
     client_id: str
@@ -31,6 +32,7 @@ class Session:
     policy: OnnxPolicy | None = None
     under: str | None = None
     rng: np.random.Generator = field(default_factory=np.random.default_rng)
+    step_index: int = 0
 
 
 class SessionTable:
