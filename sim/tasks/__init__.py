@@ -1,5 +1,5 @@
-"""Task names: `dm_control:DOMAIN-TASK`, `gymnasium:ID`, `parkour:walker-KIND`. Only what the wanted task needs is
-imported."""
+"""Task names: `dm_control:DOMAIN-TASK`, `gymnasium:ID`, `parkour:walker-KIND`, `servo:ant-walk`. Only what the wanted
+task needs is imported."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from sim.backend import Backend
 from sim.tasks.terrain import COURSES
 
 PARKOUR = {f"walker-{kind}": kind for kind in COURSES}
+SERVO = {"ant-walk": "ant-walk"}
 
 Entry = TypeVar("Entry")
 
@@ -38,16 +39,26 @@ def make_backend(task: str) -> Backend:
         from sim.tasks.parkour import make_parkour
 
         return make_parkour(kind)
+    if prefix == "servo" and separator:
+        find(name, SERVO, "servo:")
+        from sim.tasks.servo_ant import make_servo_ant
+
+        return make_servo_ant()
     hint = suggestions(task, task_names()) or "dm_control:cartpole-swingup, gymnasium:HalfCheetah-v4"
-    raise ConfigError(f"task {task!r} must start with dm_control:, gymnasium: or parkour:, for example {hint}")
+    raise ConfigError(f"task {task!r} must start with dm_control:, gymnasium:, parkour: or servo:, for example {hint}")
 
 
 def task_names() -> list[str]:
     """Every task with continuous actions, in canonical spelling."""
     from sim import dm_control_backend, gymnasium_backend
 
-    known = {"dm_control": dm_control_backend.known_tasks(), "gymnasium": gymnasium_backend.known_tasks()}
-    return [f"{prefix}:{name}" for prefix, names in {**known, "parkour": PARKOUR}.items() for name in names]
+    known = {
+        "dm_control": dm_control_backend.known_tasks(),
+        "gymnasium": gymnasium_backend.known_tasks(),
+        "parkour": PARKOUR,
+        "servo": SERVO,
+    }
+    return [f"{prefix}:{name}" for prefix, names in known.items() for name in names]
 
 
 def find(name: str, known: Mapping[str, Entry], prefix: str) -> Entry:

@@ -28,6 +28,7 @@ TASKS = (
     "gymnasium:Humanoid-v4",  # commands in +-0.4, rewards from lagging body positions
     "gymnasium:Reacher-v4",  # a goal outside the physics
     "parkour:walker-gaps",  # a course of mocap bodies, new in every episode
+    "servo:ant-walk",  # implicit integrator, position servos
 )
 EVERYTHING = RandomizationConfig(
     (
