@@ -64,6 +64,15 @@ class VersionStatistics:
     miss_rate: float
 
 
+def parse_outcome(line: str | bytes) -> Outcome | None:
+    """The outcome in a line of `outcomes.jsonl`; None if a crash cut the line off."""
+    try:
+        data: Any = json.loads(line)
+        return Outcome(**{name: data[name] for name in Outcome.__dataclass_fields__})
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
 def summarize(outcomes: Sequence[Outcome]) -> VersionStatistics:
     """Statistics of some outcomes."""
     returns = [item.undiscounted_return for item in outcomes if item.undiscounted_return is not None]
@@ -129,10 +138,7 @@ def _read(path: Path) -> Iterable[Outcome]:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return
-    names = set(Outcome.__dataclass_fields__)
     for line in lines:
-        try:
-            data: Any = json.loads(line)
-            yield Outcome(**{key: value for key, value in data.items() if key in names})
-        except (ValueError, TypeError, AttributeError):  # cut off by a crash
-            continue
+        outcome = parse_outcome(line)
+        if outcome is not None:
+            yield outcome

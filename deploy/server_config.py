@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from deploy.dashboard.config import DashboardConfig
 from deploy.guard import GuardConfig
 from deploy.security import ServerSecurity
 from mpo_robot.errors import ConfigError
@@ -33,6 +34,7 @@ class ServerConfig:
         curve_allow: Directory with the public keys of the clients that may connect; required off loopback. Followed
             while the server runs; see `mpo-robot keys`.
         sessions_per_key: Of `max_sessions`, how many one key may have.
+        dashboard: The operator's page, if `--dashboard` opens it.
     """
 
     endpoint: str = "tcp://127.0.0.1:5555"
@@ -49,6 +51,7 @@ class ServerConfig:
     curve_secret_key: Path | None = None
     curve_allow: Path | None = None
     sessions_per_key: int = 8
+    dashboard: DashboardConfig = field(default_factory=DashboardConfig)
 
     def __post_init__(self) -> None:
         if self.seed is not None and self.seed < 0:

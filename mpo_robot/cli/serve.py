@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import logging
 import signal
@@ -10,13 +11,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from deploy.dashboard.launcher import Dashboard
 from deploy.registry import PolicyRegistry
 from deploy.registry_import import import_policy, registry_directory
 from deploy.server import PolicyServer, ServerConfig
+from deploy.telemetry import Telemetry
 from deploy.timing import use_real_time_priority
 from mpo_robot.cli.settings_list import add_settings_option
 from mpo_robot.config import apply_overrides, build, read_yaml
 
+_CONFIGURED_PORT = -1
 EPILOG = """\
 POLICY.onnx is copied into the registry POLICY.onnx.versions/ beside it. `mpo-robot learn` publishes new versions
 there, and the running server takes them over between episodes. Examples:
@@ -26,6 +30,8 @@ there, and the running server takes them over between episodes. Examples:
   mpo-robot serve policy.onnx --rollback         put the previous version in force (a running server follows)
   mpo-robot serve policy.onnx --config configs/deploy/server_lan.yaml session_idle_s=10
   mpo-robot serve policy.onnx realtime_priority=50
+  mpo-robot serve policy.onnx --dashboard        a local web page: robots, latency, policies, e-stop, rollback
+  mpo-robot serve policy.onnx --dashboard=8080 dashboard.robots.arm=tcp://127.0.0.1:5599
 """
 
 
@@ -53,6 +59,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--curve-allow", type=Path, metavar="DIR", help="directory with the allowed clients' public keys"
     )
     parser.add_argument(
+        "--dashboard",
+        nargs="?",
+        type=_port,
+        const=_CONFIGURED_PORT,
+        metavar="PORT",
+        help="show a web page for operators on this machine (docs/dashboard.md); its port, 0 for any free one, is "
+        "dashboard.port if not given",
+    )
+    parser.add_argument(
         "--rollback", action="store_true", help="put the previous version in force, print both versions and exit"
     )
 
@@ -66,6 +81,14 @@ def run(args: argparse.Namespace) -> int:
     if args.policy.is_file():
         _import(args.policy, registry, config.stochastic)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    with contextlib.ExitStack() as stack:
+        page = None
+        if args.dashboard is not None:  # before real-time priority, which it must not inherit
+            page = stack.enter_context(Dashboard(config.dashboard, registry.directory))
+        return _serve(registry, config, page)
+
+
+def _serve(registry: PolicyRegistry, config: ServerConfig, page: Dashboard | None) -> int:
     if config.realtime_priority:  # before the server's threads start, which inherit it
         problem = use_real_time_priority(config.realtime_priority)
         print(f"note: {problem}" if problem else f"real-time priority {config.realtime_priority}")
@@ -76,6 +99,9 @@ def run(args: argparse.Namespace) -> int:
         gc.collect()
         gc.freeze()
         mode = "stochastic" if config.stochastic else "deterministic"
+        if page is not None:
+            server.handler.telemetry = Telemetry(page.publish)
+            print(f"dashboard {page.url}")
         print(f"policy {server.store.current.policy_version} from {registry.directory}, {mode}")
         print(f"mpo-robot serve: ready on {server.endpoint}", flush=True)
         server.serve_forever()
@@ -89,7 +115,15 @@ def _config(args: argparse.Namespace) -> ServerConfig:
     for name in ("endpoint", "stochastic", "seed", "curve_secret_key", "curve_allow"):
         if getattr(args, name) is not None:
             data[name] = getattr(args, name)
+    if args.dashboard not in (None, _CONFIGURED_PORT):
+        data = apply_overrides(data, [f"dashboard.port={args.dashboard}"])
     return build(ServerConfig, data)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; write --dashboard last, or --dashboard=PORT")
+    return int(text)
 
 
 def _import(policy: Path, registry: PolicyRegistry, stochastic: bool) -> None:
