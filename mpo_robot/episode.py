@@ -178,6 +178,21 @@ def episodes_from_records(records: Sequence[StepRecord], spec: PolicySpec) -> li
     return episodes
 
 
+def unbroken_runs(records: Sequence[StepRecord]) -> list[list[StepRecord]]:
+    """Records of a log, in file order, split wherever one does not go on from where the one before it ended.
+
+    Raises:
+        EpisodeError: order is wrong; steps after `terminated`.
+    """
+    runs: list[list[StepRecord]] = []
+    for record in records:
+        if runs and _follows(record, runs[-1][-1]):
+            runs[-1].append(record)
+        else:
+            runs.append([record])
+    return runs
+
+
 def _follows(record: StepRecord, previous: StepRecord) -> bool:
     """Whether a record goes on from the state that the one before it ended in.
 

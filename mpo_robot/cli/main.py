@@ -28,6 +28,7 @@ COMMANDS = {
     "emulate-bus": "emulate a bus of Dynamixel servos that move a simulated ant, to try a driver on",
     "ingest": "check episode logs and add the good ones to a run's real replay",
     "learn": "continue learning from a run and episode logs, publish new policy versions",
+    "log": "verify, repair, plot and export episode logs",
     "inspect": "print what is inside a policy, a log or a run folder",
     "report": "write one self-contained HTML page about a run",
     "bench": "run the benchmarks and store their results, or train algorithms and compare them",
