@@ -156,7 +156,7 @@ class RequestHandler:
         self._require_hash(message)
         self._pending.pop(peer, None)
         if self.sessions.open(peer, message.client_id, self._clock()) is None:
-            raise _RefusalError(ErrorCode.BUSY, f"all {self._config.max_sessions} sessions are taken, try again later")
+            raise _RefusalError(ErrorCode.BUSY, "all sessions are taken, or all of this robot's key: try again later")
         return Welcome(
             **self._header(message.request_id),
             policy_version=self._store.current.policy_version,

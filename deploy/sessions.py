@@ -11,6 +11,8 @@ import numpy as np
 from deploy.access import Peer
 from deploy.onnx_policy import OnnxPolicy
 
+YIELDS_AFTER_NS = 2_000_000_000  # a client in the middle of an episode is never silent for so long
+
 
 @dataclass
 class Session:
@@ -63,14 +65,23 @@ class SessionTable:
         return session
 
     def open(self, peer: Peer, client_id: str, now_ns: int) -> Session | None:
-        """A fresh session in place of the client's old one; None if all are taken, or all that its key may have."""
+        """A fresh session in place of the client's old one; None if all are taken, or all that its key may have.
+
+        Of a key that has all its own, the session that was silent for longest makes room, if that is some time: it may
+        belong to a program that has ended. A client that still wants it handshakes again.
+        """
         for other, session in list(self._sessions.items()):
             if session.client_id == client_id and other.key == peer.key:
                 del self._sessions[other]
         self._sessions.pop(peer, None)
         self.expire(now_ns)
-        of_key = sum(other.key == peer.key for other in self._sessions) if peer.key else 0
-        if len(self._sessions) >= self._max_sessions or of_key >= self._per_key:
+        of_key = [other for other in self._sessions if other.key == peer.key] if peer.key else []
+        if len(of_key) >= self._per_key:
+            silent = min(of_key, key=lambda other: self._sessions[other].last_seen_ns)
+            if now_ns - self._sessions[silent].last_seen_ns <= YIELDS_AFTER_NS:
+                return None
+            del self._sessions[silent]
+        if len(self._sessions) >= self._max_sessions:
             return None
         session = self._sessions[peer] = Session(client_id, now_ns)
         return session

@@ -527,3 +527,19 @@ def test_one_key_cannot_take_all_sessions(make):
     assert isinstance(bench.act(Peer(b"h", "honest")), ActReply)
     bench.handler.sessions.keep(lambda peer: peer.key != "honest")
     assert_error(bench.act(Peer(b"h", "honest")), "unknown_session")
+
+
+def test_a_robot_that_is_restarted_often_is_not_locked_out_by_its_own_dead_sessions(make):
+    bench = make(max_sessions=10, sessions_per_key=3)
+    peers = [Peer(b"r%d" % number, "robot") for number in range(5)]
+    for number, peer in enumerate(peers[:3]):
+        bench.now_ns = 100_000_000 * number
+        assert isinstance(bench.hello(peer), Welcome)
+    bench.now_ns = 2_000_000_000
+    assert_error(bench.hello(peers[3]), "busy")
+    bench.now_ns += 1  # the first has been silent for longer than a running episode ever is
+    assert isinstance(bench.hello(peers[3]), Welcome)
+    assert_error(bench.act(peers[0]), "unknown_session")
+    assert bench.handler.sessions.get(peers[1], bench.now_ns) is not None
+    assert_error(bench.hello(peers[4]), "busy")
+    assert isinstance(bench.hello(Peer(b"o", "other")), Welcome)
