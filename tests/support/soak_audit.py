@@ -147,7 +147,7 @@ def in_force(swaps: Sequence[Swap], since: float, until: float) -> set[str]:
 
 
 def check_bus(lines: Sequence[Mapping[str, Any]], windows: Sequence[tuple[float, float]]) -> list[Problem]:
-    """What the emulated bus itself saw: goals beyond a limit, motors switched on outside the `windows` (s) of episodes."""
+    """What the emulated bus itself saw: goals beyond a limit, motors switched on outside `windows` (s) of episodes."""
     problems = [
         Problem("bus_goal", f"servo {line['id']}: {dict(line)}") for line in lines if line["event"] == "violation"
     ]

@@ -3,7 +3,7 @@
     python -m tests.support.soak_loop SETTINGS.json
 
 Orders are lines of JSON on standard input (`disk_slow`, `disk_full`, `disk_stuck`, `wall_jump`); its end ends the
-process cleanly. SIGUSR1 and SIGTERM mean what they mean to `run-robot`. What was seen goes to files in the run's folder.
+process cleanly. SIGUSR1 and SIGTERM mean what they mean to `run-robot`. What was seen goes to files in the folder.
 """
 
 from __future__ import annotations
