@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from deploy.log_reader import read_log
@@ -78,3 +79,16 @@ def test_the_pendulum_falls_from_nearly_upright_and_is_at_rest_hanging(workplace
     assert last.reward == 0.0
     assert last.monotonic_ns == now[0]
     assert last.observation.tolist() == pytest.approx([-1.0, 0.0, 0.0], abs=1e-3)
+
+
+def test_the_reward_of_the_motor_bus_page_takes_the_robots_observations(tmp_path, monkeypatch):
+    save_files(TUTORIALS / "motor_bus.md", tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import ant_reward
+
+    observation = make_environment(EnvironmentConfig("servo:ant-walk")).reset(seed=0)[0]
+    fallen = observation.copy()
+    fallen[16:20] = [0.0, 1.0, 0.0, 0.0]
+    rewards = ant_reward.upright(None, None, np.stack([observation, fallen]), None)
+    assert rewards.tolist() == pytest.approx([1.0, 0.0], abs=0.01)
+    sys.modules.pop("ant_reward")

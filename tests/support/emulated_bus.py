@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ class EmulatedBus:
     """Serves the bus of `configs/robots/emulated_ant_bus.yaml` while the context is open.
 
     Args:
+        imu_port: UDP port for the IMU's readings; 0: none are sent.
         faults: As in its YAML.
     """
 
-    def __init__(self, **faults: Any) -> None:
-        data = {**read_yaml(CONFIGS / "emulated_ant_bus.yaml"), "link": "", "imu_port": 0, "faults": faults}
+    def __init__(self, imu_port: int = 0, **faults: Any) -> None:
+        data = {**read_yaml(CONFIGS / "emulated_ant_bus.yaml"), "link": "", "imu_port": imu_port, "faults": faults}
         self.emulator = Emulator(build(EmulatorConfig, data))
         self.servos = self.emulator.bus.servos
         self._stop = threading.Event()
@@ -45,6 +47,13 @@ class EmulatedBus:
         self._stop.set()
         self._thread.join()
         self.emulator.close()
+
+
+def free_udp_port() -> int:
+    """A UDP port that nobody uses now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def write_robot_file(directory: Path, port: str, options: dict[str, Any], **settings: Any) -> Path:
