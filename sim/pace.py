@@ -65,6 +65,51 @@ class FastPace:
         )
 
 
+class SubstepPace:
+    """`FastPace` for `count` motor commands per period, which share its physics steps evenly.
+
+    The command after which the robot is read acts until the end of the period, so that fewer commands than `count`
+    are fine too.
+    """
+
+    def __init__(self, environment: SimEnvironment, count: int):
+        self._environment, self._count = environment, count
+        self._stepper = PartialStepper(environment)
+        self._steps = environment.backend.physics_steps * environment.config.action_repeat
+        self._period_ns = round(environment.spec.control_dt * 1e9)
+        self._time_ns = 0
+        self._sent = self._done = 0
+        self._results: list[StepResult] = []
+
+    def start(self) -> int:
+        """An episode begins; its time in ns."""
+        self._stepper.start()
+        self._sent = self._done = 0
+        self._results = []
+        self._time_ns += self._period_ns
+        return self._time_ns
+
+    def command(self, held: FloatArray) -> None:
+        """A new command is about to replace `held`, whose share of the period has passed."""
+        self._advance(held, min(self._sent, self._count) * self._steps // self._count)
+        self._sent += 1
+
+    def read(self, held: FloatArray) -> Measurement | None:
+        """The reading at the end of the period; None if no command was sent since the last one."""
+        if self._sent == 0:
+            return None
+        self._advance(held, self._steps)
+        results, self._results, self._sent, self._done = self._results, [], 0, 0
+        self._time_ns += self._period_ns
+        reward, last = sum(result.reward for result in results), results[-1]
+        return Measurement(last.observation, self._time_ns, reward, last.terminated, last.truncated, last.info)
+
+    def _advance(self, held: FloatArray, until: int) -> None:
+        if until > self._done and not self._environment.ended:
+            self._results += self._stepper.run(held, until - self._done)
+        self._done = max(self._done, until)
+
+
 _READ_PHASE = 0.25  # of a physics step: a reader may be three quarters of a step late, or a quarter early
 
 

@@ -19,7 +19,7 @@ from mpo_robot.specs import PolicySpec
 from mpo_robot.types import FloatArray
 from sim.config import EnvironmentConfig
 from sim.environment import SimEnvironment
-from sim.pace import FastPace, Measurement, RealTimePace
+from sim.pace import FastPace, Measurement, RealTimePace, SubstepPace
 from sim.randomization_config import RandomizationConfig
 from sim.spec import rest_control
 from sim.tasks import make_backend
@@ -37,6 +37,8 @@ class SimulatedRobotConfig:
         seed: Fixes the mismatch, and the start states of episodes that are given no seed.
         time_limit_s: Simulated seconds per episode; None keeps the task's limit.
         action_repeat: As in `EnvironmentConfig`; must be what the policy was trained with.
+        commands_per_period: Motor commands per policy period, each of which acts for its share of the physics steps.
+            Not in real time: there a command acts from the moment it is sent.
     """
 
     task: str
@@ -45,10 +47,13 @@ class SimulatedRobotConfig:
     seed: int = 0
     time_limit_s: float | None = None
     action_repeat: int = 1
+    commands_per_period: int = 1
 
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ConfigError(f"seed must not be negative, got {self.seed}")
+        if self.commands_per_period < 1:
+            raise ConfigError(f"commands_per_period must be at least 1, got {self.commands_per_period}")
 
     def environment(self) -> EnvironmentConfig:
         """The environment behind this robot, with the mismatch resolved.
@@ -77,8 +82,9 @@ def fixed(randomization: RandomizationConfig) -> RandomizationConfig:
 class SimulatedRobot:
     """A robot made of a simulator. One thread drives it; `stop` may come from any thread.
 
-    Fast mode: a reading after a command advances the simulation by one control period. Without a new command the last
-    reading is returned again, with its old time.
+    Fast mode: a reading after a command (or after `commands_per_period` of them, each with its share of the physics
+    steps) advances the simulation by one control period. Without a new command the last reading is returned again,
+    with its old time.
 
     Real-time mode: commands and readings first advance the physics to the present, by whole physics steps, holding
     the last command. A reading carries the rewards of the control periods completed since the one before.
@@ -92,14 +98,22 @@ class SimulatedRobot:
             clock: Monotonic time in ns, for real-time mode.
 
         Raises:
-            ConfigError: unknown task, or a mismatch that does not fit it.
+            ConfigError: unknown task, a mismatch that does not fit it, or more commands than physics steps in a period.
         """
         self._config = config
         backend = make_backend(config.task)
-        self._environment = SimEnvironment(backend, config.environment(), stepwise=config.real_time)
-        self._pace: FastPace | RealTimePace = FastPace(self._environment)
+        count, steps = config.commands_per_period, backend.physics_steps * config.action_repeat
+        if count > steps and not config.real_time:
+            raise ConfigError(
+                f"{config.task} has {steps} physics step(s) of {backend.physics_dt:g} s per control period, "
+                f"too few for {count} motor commands: lower loop.command_rate"
+            )
+        self._environment = SimEnvironment(backend, config.environment(), stepwise=config.real_time or count > 1)
+        self._pace: FastPace | SubstepPace | RealTimePace = FastPace(self._environment)
         if config.real_time:
             self._pace = RealTimePace(self._environment, clock)
+        elif count > 1:
+            self._pace = SubstepPace(self._environment, count)
         self._connected = self._stopped = self._seeded = False
         self._last: Measurement | None = None
         self._rest = self._command = rest_control(backend.model, backend.data)

@@ -155,16 +155,20 @@ def _make_robot(config: RobotConfig) -> Robot:
         )
     options = {**section.options, "real_time": real_time}
     robot = SimulatedRobot(build(SimulatedRobotConfig, options, "robot.options."))
+    count = config.loop.commands_per_period(robot.spec)
+    if count > 1:  # known only now, from the period of the task
+        options["commands_per_period"] = count
+        robot = SimulatedRobot(build(SimulatedRobotConfig, options, "robot.options."))
     return cast(Robot, robot)  # by shape: sim has its own Measurement, equal to deploy's (tested)
 
 
 def _plan(config: RobotConfig, robot: Robot, policy_line: str) -> str:
     spec = robot.spec
     count = "until stopped" if config.episodes == 0 else f"{config.episodes} episode(s)"
-    rate = f"{1 / spec.control_dt:.4g} Hz"
-    if config.loop.command_rate:
-        rate += f", motor commands at {config.loop.command_rate:.4g} Hz ({config.loop.interpolation})"
-    pace = rate if config.loop.is_real_time else "as fast as possible"
+    pace = f"{1 / spec.control_dt:.4g} Hz" if config.loop.is_real_time else "as fast as possible"
+    commands = config.loop.commands_per_period(spec)
+    if commands > 1:
+        pace += f", {commands} motor commands per action ({config.loop.interpolation})"
     ladder = " -> ".join(rung.do + (f" {rung.ticks}" if rung.ticks else "") for rung in config.fallback.ladder)
     return "\n".join(
         (

@@ -87,3 +87,39 @@ def test_pace_and_simulator_must_agree(tmp_path: Path, policy: Path, capsys: pyt
     assert code == 2
     assert logs == []
     assert "contradicts loop.pace" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("pace", ["fast", "real_time"])
+def test_motor_commands_five_times_as_fast_as_the_policy(
+    tmp_path: Path, pace: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    walker = CARTPOLE.with_name("simulated_walker.yaml")
+    options = yaml.safe_load(walker.read_text())["robot"]["options"]
+    spec = SimulatedRobot(build(SimulatedRobotConfig, options)).spec
+    policy = write_linear_policy(tmp_path / "walker.onnx", spec, stddev=0.3)
+    command = ["run-robot", "--config", str(walker), "--policy", str(policy), "--log-dir", str(tmp_path / "logs")]
+    settings = [f"loop.pace={pace}", "loop.command_rate=200", "loop.interpolation=linear", "loop.max_steps=20"]
+    assert main([*command, "policy=local", "observation.stale.mode=off", *settings]) == 0
+    output = capsys.readouterr().out
+    assert "5 motor commands per action (linear)" in output
+    (log,) = (read_log(path) for path in (tmp_path / "logs").glob("*.mcap"))
+    records = sorted([*log.records, *log.invalid_records], key=lambda record: record.step_index)
+    assert [record.step_index for record in records] == list(range(20))
+    assert log.metadata["info"]["commands"] == {"per_step": 5, "interpolation": "linear"}
+    statistics = log.metadata["statistics"]
+    if pace == "fast":
+        assert statistics["commands"] == 100
+        assert not any(record.action_modified for record in records)
+        assert "motor commands 100" in output
+        for record in records:
+            assert record.applied_command.tobytes() == spec.to_command(record.policy_action).tobytes()
+    else:  # a busy machine may be late for some
+        assert statistics["commands"] + statistics["skipped_commands"] == 100
+
+
+def test_command_rate_above_the_physics_rate_is_refused(
+    tmp_path: Path, policy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, logs = run(tmp_path, policy, "loop.pace=fast", "loop.command_rate=200")
+    assert (code, logs) == (2, [])
+    assert "lower loop.command_rate" in capsys.readouterr().err

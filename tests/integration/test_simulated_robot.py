@@ -301,3 +301,57 @@ def test_the_configuration_comes_from_yaml_options():
     assert config.environment().startup_seed == 7
     with pytest.raises(ConfigError, match="unknown key reel_time: did you mean real_time"):
         build(SimulatedRobotConfig, {"task": CARTPOLE, "reel_time": True})
+
+
+@pytest.mark.parametrize(("task", "settings"), [(WALKER, {}), (CARTPOLE, {"action_repeat": 4}), (CHEETAH, {})])
+def test_equal_commands_within_a_period_are_one_command(task, settings):
+    whole, parts = ready(task, **settings), ready(task, **settings, commands_per_period=3)
+    first, same = whole.start_episode(3), parts.start_episode(3)
+    np.testing.assert_array_equal(first.observation, same.observation)
+    for command in commands_for(whole, 12):
+        whole.send_command(command)
+        for _ in range(3):
+            parts.send_command(command)
+        one, other = whole.read(), parts.read()
+        np.testing.assert_allclose(other.observation, one.observation, rtol=1e-5, atol=1e-6)
+        assert other.reward == pytest.approx(one.reward, rel=1e-5, abs=1e-6)
+        assert (other.monotonic_ns, other.terminated, other.truncated) == (one.monotonic_ns, False, False)
+    assert parts.read().reward == 0.0, "read again"
+
+
+def test_each_command_of_a_period_acts_for_its_share_of_the_physics():
+    robot = ready(WALKER, commands_per_period=5)
+    assert robot._environment.backend.physics_steps == 10
+    robot.start_episode(0)
+    low, high = robot.spec.command_low, robot.spec.command_high
+    seen = []
+    run = robot._pace._stepper.run
+    robot._pace._stepper.run = lambda command, steps: (seen.append((float(command[0]), steps)), run(command, steps))[1]
+    for share in range(5):
+        robot.send_command(low + (high - low) * np.float32(share / 4))
+    robot.read()
+    assert seen == [(-1.0, 2), (-0.5, 2), (0.0, 2), (0.5, 2), (1.0, 2)]
+    seen.clear()
+    robot.send_command(low)  # a late action: one command for the whole period
+    robot.read()
+    assert seen == [(-1.0, 10)]
+
+
+def test_an_episode_ends_in_the_middle_of_a_period_of_commands():
+    robot = ready(WALKER, commands_per_period=5, time_limit_s=0.05)
+    robot.start_episode(0)
+    readings = []
+    for command in commands_for(robot, 3):
+        for _ in range(5):
+            robot.send_command(command)
+        readings.append(robot.read())
+    assert [reading.truncated for reading in readings] == [False, True, True]
+    assert readings[2].reward == 0.0
+
+
+def test_more_commands_than_physics_steps_are_refused():
+    with pytest.raises(ConfigError, match="command_rate"):
+        SimulatedRobot(SimulatedRobotConfig(WALKER, commands_per_period=11))
+    SimulatedRobot(SimulatedRobotConfig(WALKER, commands_per_period=11, real_time=True))
+    with pytest.raises(ConfigError, match="at least 1"):
+        SimulatedRobotConfig(WALKER, commands_per_period=0)
