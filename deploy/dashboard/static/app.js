@@ -60,6 +60,7 @@ function row(cells, className) {
   return line;
 }
 
+const duration = (us) => (us < 1000 ? `${us.toFixed(0)} us` : `${(us / 1000).toFixed(us < 10000 ? 2 : 1)} ms`);
 const short = (version) => (version ? version.slice(0, 12) : "-");
 const percent = (value) => (value === null || value === undefined ? "-" : `${(100 * value).toFixed(value && value < 0.1 ? 2 : 0)} %`);
 const number = (value) => (value === null || value === undefined ? "-" : value.toPrecision(5).replace(/\.?0+$/, ""));
@@ -86,14 +87,13 @@ function showRobots(state) {
     card.append(element("strong", robot.name), element("span", isOld ? "NO ANSWER" : robot.state || "unknown", "state"));
     if (robot.tripped) card.append(element("div", `e-stop: ${robot.reason}`));
     if (isOld && robot.age_s !== null) card.append(element("div", `${robot.state || "unknown"} ${robot.age_s.toFixed(0)} s ago`, "muted"));
-    if (isOld && robot.error) card.append(element("div", robot.error, "muted"));
     card.append(element("div", robot.endpoint, "muted"));
     return card;
   });
   const none = "No robot is named here (dashboard.robots.NAME=its estop.endpoint), so its state is not known and this page cannot stop it. What talks to the server is under Clients.";
   $("robots").replaceChildren(...(cards.length ? cards : [element("p", none, "muted")]));
   $("estop").disabled = !cards.length;
-  $("estop-note").textContent = cards.length ? `stops ${state.robots.length === 1 ? state.robots[0].name : `all ${cards.length} robots`}, at once` : "no robot to stop";
+  $("estop-note").textContent = cards.length ? `stops ${state.robots.length === 1 ? state.robots[0].name : `all ${cards.length} robots`} at once` : "no robot to stop";
 }
 
 function showPlots(state) {
@@ -101,7 +101,7 @@ function showPlots(state) {
   plotMisses($("misses"), state.episodes, SLOTS);
   const now = state.series.at(-1);
   const isBusy = now && now[2] !== null;
-  $("latency-now").textContent = isBusy ? `${now[1]} actions/s, p50 ${now[2]} us, p99 ${now[3]} us, largest ${now[4]} us` : "no action asked for";
+  $("latency-now").textContent = isBusy ? `${now[1]} actions/s, p50 ${duration(now[2])}, p99 ${duration(now[3])}, largest ${duration(now[4])}` : "no action asked for";
   const steps = state.episodes.reduce((sum, item) => sum + item.steps, 0);
   const misses = state.episodes.reduce((sum, item) => sum + item.misses, 0);
   $("misses-now").textContent = steps ? `${misses} of ${steps} steps in the last ${state.episodes.length} episode(s)` : "no episode has ended yet";
@@ -122,7 +122,7 @@ function showPolicies(policies) {
 
 function showClients(server) {
   const sessions = server?.sessions ?? [];
-  const rows = sessions.map((item) => row([item.episode_id || `(between episodes) ${short(item.client)}`, item.policy_version ? item.step_index : "-", short(item.policy_version), item.idle_s < 1 ? "now" : `${item.idle_s.toFixed(0)} s ago`]));
+  const rows = sessions.map((item) => row([item.episode_id || `(between episodes) ${short(item.client)}`, item.policy_version ? item.step_index : "-", short(item.policy_version), item.idle_s < 1 ? "now" : `${item.idle_s.toFixed(0)} s ago`], item.episode_id && item.idle_s > 2 ? "silent" : ""));
   $("sessions").replaceChildren(...(rows.length ? rows : [row(["none", "", "", ""])]));
   if (!server) return;
   const names = { actions: "actions", episodes: "episodes", superseded: "superseded", refused: "refused", malformed: "malformed" };
@@ -130,10 +130,12 @@ function showClients(server) {
 }
 
 function say(text, isBad) {
-  $("message").textContent = text;
+  $("message-text").textContent = text;
   $("message").className = isBad ? "bad" : "";
   $("message").hidden = false;
 }
+
+$("message-close").addEventListener("click", () => { $("message").hidden = true; });
 
 // No question before an e-stop; it may be pressed again at any time.
 $("estop").addEventListener("click", async () => {
@@ -141,7 +143,7 @@ $("estop").addEventListener("click", async () => {
   try {
     const answer = await ask("api/estop", { reason: "button" }, 10000);
     const failed = answer.robots.filter((robot) => !robot.tripped);
-    const lines = answer.robots.map((robot) => `${robot.name}: ${robot.tripped ? "stopped" : `NOT KNOWN TO HAVE STOPPED, use another way now. ${robot.error}`}`);
+    const lines = answer.robots.map((robot) => `${robot.name}: ${robot.tripped ? "stopped" : `NOT KNOWN TO HAVE STOPPED. ${robot.error}`}`);
     say([...lines, answer.audit_problem].filter(Boolean).join("\n"), failed.length > 0 || answer.audit_problem);
   } catch (error) {
     say(`E-STOP MAY NOT HAVE ARRIVED, use another way now. ${error.message}`, true);
@@ -155,7 +157,12 @@ $("rollback").addEventListener("click", () => {
   $("confirm-to").textContent = policies.previous;
   $("confirm-note").textContent = `Episodes that run go on with what they have; the next ones get the other.${policies.trial ? " The trial ends." : ""}`;
   $("confirm-reason").value = "";
-  $("confirm").showModal();
+  // Not showModal: nothing may ever cover or disable the e-stop.
+  $("confirm").show();
+});
+
+$("confirm").addEventListener("keydown", (event) => {
+  if (event.key === "Escape") $("confirm").close();
 });
 
 $("confirm-no").addEventListener("click", () => $("confirm").close());

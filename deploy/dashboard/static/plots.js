@@ -2,7 +2,7 @@
 "use strict";
 
 const SVG = "http://www.w3.org/2000/svg";
-const LEFT = 52, BOTTOM = 20, TOP = 8, RIGHT = 8;
+const LEFT = 52, BOTTOM = 24, TOP = 8, RIGHT = 8;
 
 function draw(parent, name, attributes, text) {
   const node = document.createElementNS(SVG, name);
