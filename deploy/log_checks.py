@@ -52,7 +52,9 @@ def _of_the_file(contents: LogContents) -> Iterator[Finding]:
         yield Finding(True, "no completed step")
     statistics = contents.metadata.get("statistics", {})
     if statistics.get("log_dropped"):
-        yield Finding(True, f"{statistics['log_dropped']} steps were dropped while recording (queue full or disk error)")
+        yield Finding(
+            True, f"{statistics['log_dropped']} steps were dropped while recording (queue full or disk error)"
+        )
     written = statistics.get("log_written")
     found = len(contents.records) + len(contents.invalid_records)
     if isinstance(written, int) and not contents.continues and "part" not in contents.metadata and written != found:
@@ -76,8 +78,7 @@ def _of_the_order(contents: LogContents) -> Iterator[Finding]:
     broken = [
         after.step_index
         for first, after in pairs
-        if after.step_index == first.step_index + 1
-        and after.observation.tobytes() != first.next_observation.tobytes()
+        if after.step_index == first.step_index + 1 and after.observation.tobytes() != first.next_observation.tobytes()
     ]
     if broken:
         yield Finding(True, f"observation is not the next_observation of the step before: steps {_list(broken)}")

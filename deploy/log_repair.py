@@ -89,9 +89,7 @@ def _channel_metadata(found: LogContents) -> dict[str, str]:
 def _intact(walks: Sequence[LogWalk]) -> Iterator[tuple[str, Message]]:
     """Messages in file order with their topics; chunks that `read_log` leaves out are left out."""
     for walk in walks:
-        topics = {
-            channel.id: channel.topic for channel in walk.channels.values() if channel.schema_id in walk.schemas
-        }
+        topics = {channel.id: channel.topic for channel in walk.channels.values() if channel.schema_id in walk.schemas}
         for _, messages in walk.chunks:
             try:
                 for message in messages:

@@ -46,9 +46,7 @@ def write_minari(recording: Recording, directory: Path, name: str) -> Path:
         actions = spaces.Box(-1.0, 1.0, (spec.action_size,), np.float32)
     else:
         actions = spaces.Box(spec.command_low, spec.command_high, dtype=np.float32)
-    episodes = [
-        buffers.EpisodeBuffer(id=index, **_arrays(run, versions)) for index, run in enumerate(recording.runs)
-    ]
+    episodes = [buffers.EpisodeBuffer(id=index, **_arrays(run, versions)) for index, run in enumerate(recording.runs)]
     kept = os.environ.get("MINARI_DATASETS_PATH")
     os.environ["MINARI_DATASETS_PATH"] = str(directory.resolve())
     try:
@@ -59,7 +57,7 @@ def write_minari(recording: Recording, directory: Path, name: str) -> Path:
                 episodes,
                 observation_space=observations,
                 action_space=actions,
-                description=f"Episodes of robot {recording.robot!r}, recorded by mpo-robot. See the metadata mpo_robot.",
+                description=f"Episodes of robot {recording.robot!r}, recorded by mpo-robot",
                 data_format="hdf5",
             )
             dataset.storage.update_metadata({"mpo_robot": _metadata(spec, versions)})
