@@ -1,6 +1,6 @@
 """A bounded soak: the whole deployment under a random fault each second, watched by a checker of its own.
 
-    python benchmarks/soak.py [--minutes 15] [--seed 0] [--rate 20] [--folder DIR] [--output FILE]
+    python benchmarks/soak.py [--minutes 15] [--seed 0] [--rate 10] [--folder DIR] [--output FILE]
 
 A policy server, a TCP proxy, an emulated motor bus and the robot's loop run as processes of their own. The schedule of
 faults follows from the seed. Exit code 1 at any violation, with the seed and what came before. See docs/soak.md.
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=15.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--rate", type=float, default=20.0, help="policy rate in Hz; motor commands come twice as often"
+        "--rate", type=float, default=10.0, help="policy rate in Hz; motor commands come twice as often"
     )
     parser.add_argument("--folder", type=Path, help="keep logs and traces here (default: removed unless violated)")
     parser.add_argument("--output", type=Path, default=OUTPUT)

@@ -33,7 +33,7 @@ class ServerConfig:
         curve_secret_key: The server's secret key file; required off loopback.
         curve_allow: Directory with the public keys of the clients that may connect; required off loopback. Followed
             while the server runs; see `mpo-robot keys`.
-        sessions_per_key: Of `max_sessions`, how many one key may have; the next one takes the place of one silent for 2 s.
+        sessions_per_key: Of `max_sessions`, how many one key may have; one silent for 2 s makes room for the next.
         dashboard: The operator's page, if `--dashboard` opens it.
     """
 

@@ -74,6 +74,9 @@ def summarize(
         "steps_by_policy": {versions[version]: count for version, count in acted.items()},
         **{name: dict(counter) for name, counter in by_name.items()},
         "injected": dict(Counter(fault.kind for _, fault in injected)),
+        "injected_in_motion": dict(
+            Counter(fault.kind for at, fault in injected if any(start <= at <= end for start, end in windows))
+        ),
         "violations": violations,
     }
 

@@ -27,7 +27,8 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "robots"
 HIPS = [0, 2, 4, 6]
 COMMANDS_PER_STEP = 2
 MAX_STEPS = 60
-MARGIN, VELOCITY, ACCELERATION = 0.02, 4.0, 80.0  # fraction of the range, rad/s, rad/s^2
+MARGIN = 0.02  # fraction of the range
+CHANGE, BEND = 0.1, 0.05  # rad; largest change from one motor command to the next, and of that change
 RESOLUTION = 2 * np.pi / 4096  # rad, of the servos
 SIDE, SIGMA, LOCAL_SIGMA, ANKLE_SIGMA = 0.7, 0.05, 0.01, 0.5  # of normalised actions
 SIGMAS = 6.5  # how far a sample can be from its mean
@@ -141,24 +142,25 @@ def robot_settings(control_dt: float, bus_port: str) -> dict[str, Any]:
     data = read_yaml(CONFIGS / "dynamixel_ant.yaml")
     data["robot"]["options"] |= {"port": bus_port, "control_dt": control_dt, "bus_watchdog_s": 2.0, "body": None}
     data["robot"]["options"]["homing_velocity"] = 3.0
+    command_dt = control_dt / COMMANDS_PER_STEP
     data["loop"] = {
         "pace": "real_time",
         "deadline": 0.9,
         "max_steps": MAX_STEPS,
-        "command_rate": COMMANDS_PER_STEP / control_dt,
+        "command_rate": 1.0 / command_dt,
         "interpolation": "linear",
     }
     data["safety"] = {
         "position": {"mode": "clamp", "margin": MARGIN},
-        "rate": {"mode": "clamp", "max_per_second": {"default": VELOCITY}},
-        "acceleration": {"mode": "clamp", "max_per_second2": {"default": ACCELERATION}},
+        "rate": {"mode": "clamp", "max_per_second": {"default": CHANGE / command_dt}},
+        "acceleration": {"mode": "clamp", "max_per_second2": {"default": BEND / command_dt**2}},
         "applied_tolerance": 0.003,
         "watch": [
             {"term": "joint_velocity", "max_abs": 30.0, "mode": "fault", "ticks": 5},
             {"term": "info.temperature", "high": 65, "mode": "fault", "ticks": 5},
         ],
     }
-    data["observation"] = {"stale": {"mode": "fallback", "max_age_s": 0.2}, "frozen": {"mode": "warn"}}
+    data["observation"] = {"stale": {"mode": "fallback", "max_age_s": 3 * control_dt}, "frozen": {"mode": "warn"}}
     data["fallback"] = {
         "recover_after": 1,
         "ladder": [
@@ -175,14 +177,14 @@ def robot_settings(control_dt: float, bus_port: str) -> dict[str, Any]:
 def bounds(joints: list[dict[str, Any]], control_dt: float) -> dict[str, Any]:
     """The checker's limits, worked out from the joints' numbers alone."""
     low, high, home = (np.array([joint[name] for joint in joints], np.float64) for name in ("low", "high", "home"))
-    inset = MARGIN * (high - low)
+    inset, command_dt = MARGIN * (high - low), control_dt / COMMANDS_PER_STEP
     return {
         "low": (low + inset).tolist(),
         "high": (high - inset).tolist(),
-        "velocity": [VELOCITY] * len(joints),
-        "acceleration": [ACCELERATION] * len(joints),
+        "velocity": [CHANGE / command_dt] * len(joints),
+        "acceleration": [BEND / command_dt**2] * len(joints),
         "home": home.tolist(),
-        "command_dt": control_dt / COMMANDS_PER_STEP,
+        "command_dt": command_dt,
         "resolution": RESOLUTION,
     }
 
