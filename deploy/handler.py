@@ -99,10 +99,12 @@ class RequestHandler:
 
     def handle(self, peer: Peer, message: AnyMessage, received_ns: int) -> Message | None:
         """Reply to a message, or None if it comes later, from `finish`. Never raises."""
-        return self._guard(message, lambda: self._dispatch(peer, message, received_ns))
+        return self._guard(message, self._dispatch, peer, message, received_ns)
 
     def finish(self) -> Iterator[tuple[Peer, Message]]:
         """Replies to clients whose work is done in the meantime."""
+        if not self._pending:
+            return
         for peer, pending in list(self._pending.items()):
             if pending.work.done():
                 del self._pending[peer]
@@ -115,10 +117,10 @@ class RequestHandler:
         self.statistics.refused += 1
         return Error(**self._header(request_id), code=code, text=text[:4096])
 
-    def _guard(self, message: Message, make: Callable[[], Message | None]) -> Message | None:
+    def _guard(self, message: Message, make: Callable[..., Message | None], *arguments: Any) -> Message | None:
         """Whatever goes wrong with one message becomes an Error to its sender."""
         try:
-            return make()
+            return make(*arguments)
         except _RefusalError as error:
             return self.error(message.request_id, error.code, str(error))
         except SpecMismatchError as error:
@@ -259,8 +261,11 @@ class RequestHandler:
         inference_ns = self._clock() - start_ns
         self.statistics.actions += 1
         session.step_index = message.step_index
-        reply = ActReply(
-            **self._header(message.request_id),
+        reply = ActReply(  # without `_header`: behind the policy every call counts
+            protocol_version=protocol.PROTOCOL_VERSION,
+            spec_hash=message.spec_hash,
+            request_id=message.request_id,
+            sent_ns=self._clock(),
             step_index=message.step_index,
             action=protocol.encode_array(result.action),
             log_prob=None if math.isnan(result.log_prob) else result.log_prob,
