@@ -139,6 +139,7 @@ $("message-close").addEventListener("click", () => { $("message").hidden = true;
 
 // No question before an e-stop; it may be pressed again at any time.
 $("estop").addEventListener("click", async () => {
+  $("confirm").close();
   say("e-stop sent ...", true);
   try {
     const answer = await ask("api/estop", { reason: "button" }, 10000);
