@@ -15,6 +15,8 @@ from deploy.security import ClientSecurity, require_safe, secure_client
 from mpo_robot.errors import ConfigError
 
 HIGH_WATER_MARK = 16  # messages; a request that waits behind more than this is useless anyway
+# Not reached by any honest server: with a full queue and a heartbeat due, libzmq 4.3.5 aborts when the connection breaks.
+_RECEIVE_MARK = 100_000
 _SELECT_LIMIT = 1024  # select() is the only wait with better than millisecond resolution, and takes no larger fd
 _WRITABLE_POLL_MS = 20
 _MAX_WAIT_MS = 1024
@@ -65,7 +67,7 @@ class ClientLink:
     def _configure(self, endpoint: str, security: ClientSecurity | None) -> None:
         socket = self._socket
         socket.linger = 0
-        socket.sndhwm = socket.rcvhwm = HIGH_WATER_MARK
+        socket.sndhwm, socket.rcvhwm = HIGH_WATER_MARK, _RECEIVE_MARK
         socket.maxmsgsize = MAX_FRAME_BYTES
         socket.immediate = True  # no connection -> sending fails at once, instead of queueing stale observations
         socket.ipv6 = "[" in endpoint  # otherwise IPv4 addresses come out in mapped form

@@ -37,6 +37,7 @@ _BATCH = 256  # messages read before any is answered with an action
 _IDLE_POLL_MS = 100
 _LOADING_POLL_MS = 2  # while a client waits for a policy that is being loaded
 _HIGH_WATER_MARK = 256
+_KEEPALIVE_S = 5
 _HANDSHAKE_MS = 5000  # a connection that has not said who it is by then is closed
 _COST_OF_SLOW = 24.0  # on top of 1: of what takes longer to answer than an action request
 _BYTES_PER_TOKEN = 1 << 14
@@ -173,7 +174,10 @@ class PolicyServer:
         socket.sndhwm = socket.rcvhwm = _HIGH_WATER_MARK
         socket.maxmsgsize = protocol.MAX_FRAME_BYTES  # a larger frame ends that connection
         socket.ipv6 = "[" in self.config.endpoint  # otherwise IPv4 addresses come out in mapped form
-        socket.heartbeat_ivl, socket.heartbeat_timeout = 2000, 6000
+        # Not by ZeroMQ's heartbeats: libzmq 4.3.5 aborts the process when the timer meets a connection that broke while
+        # more than the high-water mark was waiting, which every peer can bring about.
+        socket.tcp_keepalive, socket.tcp_keepalive_idle = 1, _KEEPALIVE_S
+        socket.tcp_keepalive_intvl, socket.tcp_keepalive_cnt = _KEEPALIVE_S, 3
         socket.handshake_ivl = _HANDSHAKE_MS
         if self.config.security is not None and self._allowed is not None:
             self._key_checker = secure_server(socket, self.config.security, self._allowed)
