@@ -47,6 +47,7 @@ class ServoGroup:
         count = len(self.ids)
         self.position, self.velocity, self.effort, self.voltage, self.temperature = np.full((5, count), np.nan)
         self._answered_ns = [-(1 << 62)] * count
+        self._spoke_ns: int | None = None  # to the servos, while their watchdogs are on
 
     def check(self) -> None:
         """Compare the servos with the configuration; nothing moves, and torque is off afterwards.
@@ -104,11 +105,13 @@ class ServoGroup:
         Raises:
             BusError: a servo fails or does not arrive, or `should_stop`.
         """
+        self._spoke_ns = None
         self._write_all(table.BUS_WATCHDOG, [0] * len(self.ids))  # also clears one that has fired
         self._write_all(table.PROFILE_VELOCITY, self._velocity_counts(self._config.homing_velocity))
         self.send(self._present_position())
         watchdog = math.ceil(self._config.bus_watchdog_s / table.WATCHDOG_SCALE)
         self._write_all(table.BUS_WATCHDOG, [watchdog] * len(self.ids))
+        self._spoke_ns = self._clock() if watchdog else None
         self._write_all(table.TORQUE_ENABLE, [1] * len(self.ids))
         end = self._clock() + round(self._config.homing_timeout_s * 1e9)
         while True:
@@ -132,9 +135,10 @@ class ServoGroup:
         """Take a reading of all servos. Its time in ns, or None if no servo has answered.
 
         Raises:
-            BusError: the port failed, or a servo reports a hardware error.
+            BusError: the port failed, a servo reports a hardware error, or the servos have stopped by themselves.
         """
         time_ns = self._clock()
+        self._require_heard(time_ns)
         replies = self._bus.sync_read(self.ids, *table.PRESENT, self._config.fast_sync_read)
         for identifier, reply in replies.items():
             self._take(self._index[identifier], reply.data, time_ns)
@@ -146,8 +150,9 @@ class ServoGroup:
         """Set goals from joint angles [J], rad. What the servos got, after limits and rounding [J], rad.
 
         Raises:
-            BusError: the port failed.
+            BusError: the port failed, or the servos have stopped by themselves.
         """
+        self._require_heard(self._clock())
         wanted = np.clip(np.asarray(command, np.float64), self._low, self._high)
         servo_angle = self._direction * wanted + self._offset
         goals = table.CENTER_PULSE + np.rint(servo_angle / table.RADIANS_PER_PULSE).astype(np.int64)
@@ -162,6 +167,7 @@ class ServoGroup:
         Raises:
             BusError: a servo says that it is still on, or the port failed.
         """
+        self._spoke_ns = None
         unknown, still_on = set(self.ids), set[int]()
         for _ in range(_OFF_ATTEMPTS):
             self._bus.sync_write(table.TORQUE_ENABLE, dict.fromkeys(self.ids, 0), force=True)
@@ -195,6 +201,19 @@ class ServoGroup:
             _LOG.warning("%s does not answer", _name(self._joints[index]))
             for values in (self.position, self.velocity, self.effort, self.voltage, self.temperature):
                 values[index] = np.nan
+
+    def _require_heard(self, now_ns: int) -> None:
+        """Servos whose watchdog has fired hold where they are and take no goal, and no answer to a goal says so."""
+        before_ns = self._spoke_ns
+        if before_ns is None:
+            return
+        self._spoke_ns = now_ns
+        silent_s = (now_ns - before_ns) / 1e9
+        if silent_s > self._config.bus_watchdog_s:
+            raise BusError(
+                f"the servos heard nothing for {silent_s:.2f} s, so their watchdogs (bus_watchdog_s "
+                f"{self._config.bus_watchdog_s:g}) have stopped them; the next episode switches them on again"
+            )
 
     def _require_no_error(self, replies: dict[int, Reply]) -> None:
         failed = [identifier for identifier, reply in replies.items() if reply.alert]

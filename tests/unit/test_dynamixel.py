@@ -100,6 +100,25 @@ def test_an_episode_starts_at_the_home_pose_slowly_with_the_watchdog_on(make, wi
     assert robot.safe_pose_command() == pytest.approx(HOME)
 
 
+@pytest.mark.parametrize("call", [lambda robot: robot.read(), lambda robot: robot.send_command(np.float32(HOME))])
+def test_a_loop_that_was_silent_for_too_long_is_told_that_the_servos_have_stopped(make, wire, call):
+    robot = make(bus_watchdog_s=0.5)
+    robot.connect()
+    robot.start_episode()
+    wire.sleep(0.45)
+    call(robot)
+    wire.sleep(0.55)
+    assert {servo.get_unsigned("bus_watchdog") for servo in wire.servos.values()} == {255}
+    with pytest.raises(BusError, match=r"heard nothing for 0\.55 s"):
+        call(robot)
+    robot.stop()
+    wire.sleep(9.0)
+    robot.start_episode()
+    np.testing.assert_allclose(robot.send_command(np.float32([0.5, 0.5, 0.5])), 0.5, atol=0.01)
+    wire.sleep(0.02)
+    np.testing.assert_allclose(robot.read().observation[:3], 0.5, atol=0.01)
+
+
 def test_a_servo_that_falls_silent_reads_its_last_values_then_nan(robot, wire):
     robot.start_episode()
     wire.servos[1].dead = True
