@@ -41,7 +41,8 @@ class CommandSender:
         self.previous = checked_vector(
             robot.safe_pose_command(), robot.spec.action_size, "safe_pose_command() returned"
         )
-        self.changed = self.arrived = False
+        self.changed: bool = False
+        self.arrived: bool = False
         self._robot, self._limits, self._machine, self._statistics = robot, limits, machine, statistics
         self._spec: PolicySpec = robot.spec
         self._estop = parts.estop
@@ -49,7 +50,8 @@ class CommandSender:
         self._tolerance = parts.safety.applied_tolerance * robot.spec.command_half_range
         self._before: FloatArray | None = None
         self._start = self._target = self.previous
-        self._mode, self._first, self._next = Mode.STOP, 0, self.count
+        self._mode, self._first = Mode.STOP, 0
+        self._next: int = self.count
 
     def aim(self, target: FloatArray, mode: Mode, first: int = 0) -> None:
         """Begin a period: head for `target` [A] on behalf of `mode`, with commands `first` to `count` - 1."""

@@ -34,7 +34,8 @@ class Measurement(NamedTuple):
         terminated: The task has ended (fallen, goal reached): no value after this state.
         truncated: The robot cut the episode for another reason, for example a time limit.
         info: Anything else; under domain randomisation `info["randomization"]` holds the drawn values. The info of
-            the first reading goes into the log.
+            the first reading goes into the log. `safety.watch` can limit its numbers (`info.temperature`,
+            `info.battery_v`), which must then be there in every reading.
     """
 
     observation: FloatArray
@@ -49,8 +50,8 @@ class Robot(Protocol):
     """A robot, driven by one thread except for `stop`.
 
     Every method may raise; the control loop then calls `stop` and `disconnect`. `read` and `send_command` must return
-    well within `spec.control_dt`: the loop counts a slow driver as an overrun, and its watchdog, if configured,
-    stops the robot when a call does not return.
+    well within `spec.control_dt`, and `send_command` within the period of `loop.command_rate`: the loop counts a slow
+    driver as an overrun, and its watchdog, if configured, stops the robot when a call does not return.
     """
 
     @property
@@ -86,7 +87,11 @@ class Robot(Protocol):
         ...
 
     def stop(self) -> None:
-        """Motors off or damped. Callable at any time, from any thread, any number of times, also unconnected."""
+        """Motors off or damped. Callable at any time, from any thread, any number of times, also unconnected.
+
+        An e-stop calls it while the loop's thread may be inside another call of the driver. A command that arrives
+        afterwards must not switch the motors on again; only the next `start_episode` does.
+        """
         ...
 
     def disconnect(self) -> None:

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 from deploy.robot import Robot
+from deploy.timing import leave_pinned_cpus
 
 STOP_ATTEMPTS = 3
 _JOIN_S = 0.2
@@ -102,6 +103,7 @@ class Watchdog:
             self._thread.join(_JOIN_S)  # it may hang in the driver; the loop's own stop must not wait for that
 
     def _watch(self) -> None:
+        leave_pinned_cpus()  # but no lower priority: it must run when the loop does not come back
         while not self._done.wait(max(0.001, self._fed + self._timeout_s - time.monotonic())):
             if time.monotonic() - self._fed > self._timeout_s:
                 self.fired = True

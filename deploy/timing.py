@@ -163,7 +163,7 @@ _helper_cpus: set[int] = set()  # where helper threads go once the loop's thread
 
 
 def pin_thread(cpus: Sequence[int]) -> str:
-    """Let the calling thread run on these CPUs only; threads that call `give_way` leave them again (Linux).
+    """Let the calling thread run on these CPUs only; helper threads leave them again (Linux).
 
     Returns:
         Empty if done, else why not: no such CPU, or none that this process may use.
@@ -183,15 +183,20 @@ def pin_thread(cpus: Sequence[int]) -> str:
     return ""
 
 
+def leave_pinned_cpus() -> None:
+    """Let the calling thread run on the CPUs that the control loop is not pinned to, if it is and there are others."""
+    if _helper_cpus:
+        with contextlib.suppress(OSError, AttributeError):
+            os.sched_setaffinity(0, _helper_cpus)
+
+
 def give_way() -> None:
     """Lower the calling thread's real-time priority, if it has one, below that of the thread it inherited it from.
 
     It stays under the real-time scheduler: a helper that another program keeps from running while it holds the
     interpreter would hold up the control loop too. It also leaves the CPUs the loop is pinned to.
     """
-    if _helper_cpus:
-        with contextlib.suppress(OSError, AttributeError):
-            os.sched_setaffinity(0, _helper_cpus)
+    leave_pinned_cpus()
     with contextlib.suppress(OSError, AttributeError):
         if os.sched_getscheduler(0) == os.SCHED_FIFO:
             lower = max(1, os.sched_getparam(0).sched_priority - 1)

@@ -18,7 +18,11 @@ from sim.pace import Measurement as SimMeasurement
 from sim.robot import SimulatedRobot, SimulatedRobotConfig
 from tests.support.onnx_files import write_linear_policy
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "robots").glob("*.yaml"))
+CONFIGS = [
+    path
+    for path in sorted((Path(__file__).parents[2] / "configs" / "robots").glob("*.yaml"))
+    if yaml.safe_load(path.read_text()).get("robot", {}).get("kind") == "simulated"
+]
 CARTPOLE = next(path for path in CONFIGS if path.stem == "simulated_cartpole")
 
 
