@@ -29,6 +29,7 @@ from deploy.timing import FastSchedule, RateSchedule, Tick
 from deploy.watch import TermWatch, draw_back
 
 FloatArray = npt.NDArray[np.float32]
+_STOPPED_BY_WATCHDOG: End = (EndReason.WATCHDOG, "the robot's driver did not return in time")
 
 
 class EpisodeRunner:
@@ -117,7 +118,7 @@ class EpisodeRunner:
         self.statistics.faults.update(verdict.faults)
         finished, self._open, end = self._open, None, None
         try:
-            end = self._end_of(measurement, verdict, watchdog) or self._act(measurement, verdict, tick)
+            end = self._end_of(measurement, verdict, watchdog) or self._act(measurement, verdict, tick, watchdog)
             if end is None:
                 self.statistics.work.add(self._clock.monotonic_ns() - tick.started_ns)
                 self._parts.source.maintain()
@@ -149,7 +150,7 @@ class EpisodeRunner:
         if self._parts.estop.tripped:
             return EndReason.ESTOP, self._parts.estop.reason
         if watchdog.fired:
-            return EndReason.WATCHDOG, "the robot's driver did not return in time"
+            return _STOPPED_BY_WATCHDOG
         if measurement.terminated:
             return EndReason.TERMINATED, ""
         if measurement.truncated:
@@ -165,7 +166,7 @@ class EpisodeRunner:
             return EndReason.MAX_STEPS, ""
         return None
 
-    def _act(self, measurement: Measurement, verdict: Verdict, tick: Tick) -> End | None:
+    def _act(self, measurement: Measurement, verdict: Verdict, tick: Tick, watchdog: Watchdog) -> End | None:
         """Decide, make safe, send. Returns the end of the episode if no command may be sent."""
         decision, mode = self._decide(measurement.observation, verdict.usable, tick)
         self._put_in_charge(mode)
@@ -175,6 +176,8 @@ class EpisodeRunner:
         target = decision.command
         if self._authority < 1.0:
             target = draw_back(target, self._safe_pose(), self._authority)
+        if watchdog.fired:  # while this thread waited for the action, or was kept from running: the robot is stopped
+            return _STOPPED_BY_WATCHDOG
         late_ns = self._clock.monotonic_ns() - tick.scheduled_ns if self._parts.loop.is_real_time else 0
         self._sender.aim(target, mode, first=late_ns // self._command_ns)
         refused = self._sender.send()

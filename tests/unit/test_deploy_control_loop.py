@@ -3,12 +3,14 @@ from __future__ import annotations
 import dataclasses
 import gc
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from deploy.action_source import Action
 from deploy.fallback import FallbackConfig, Rung
 from deploy.log_reader import read_log
 from deploy.log_writer import EpisodeLogWriter
@@ -381,6 +383,24 @@ def test_buffers_reused_by_a_driver_do_not_change_the_log(tmp_path: Path) -> Non
         np.testing.assert_array_equal(left.observation, right.observation)
         np.testing.assert_array_equal(left.next_observation, right.next_observation)
         np.testing.assert_array_equal(left.command, right.command)
+
+
+def test_nothing_is_sent_after_the_watchdog_has_stopped_the_robot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path, loop=LoopConfig(watchdog_s=0.1))
+    act = bench.source.act
+
+    def be_suspended(observation: FloatArray, step_index: int, deadline_ns: int) -> Action | None:
+        while step_index == 3 and "stop" not in bench.robot.calls:
+            time.sleep(0.001)
+        return act(observation, step_index, deadline_ns)
+
+    monkeypatch.setattr(bench.source, "act", be_suspended)
+    result, log = bench.run()
+    assert result.reason is EndReason.WATCHDOG
+    assert "send_command" not in bench.robot.calls[bench.robot.calls.index("stop") :]
+    assert len(bench.robot.commands) == len(log.records) == 3
 
 
 def test_too_short_watchdog_is_refused(tmp_path: Path) -> None:
