@@ -12,7 +12,7 @@ SERVOS = 8
 
 # kind -> weight. What takes long to recover from is rarer.
 KINDS: dict[str, int] = {
-    "server_kill": 6,
+    "server_kill": 3,
     "server_suspend": 4,
     "net_cut": 8,
     "net_delay": 8,
@@ -22,17 +22,17 @@ KINDS: dict[str, int] = {
     "disk_full": 6,
     "disk_stuck": 5,
     "servo_noise": 8,
-    "servo_dead": 4,
-    "servo_hot": 3,
-    "servo_overload": 3,
+    "servo_dead": 3,
+    "servo_hot": 2,
+    "servo_overload": 2,
     "wall_jump": 8,
     "policy_publish": 12,
     "policy_rollback": 4,
     "policy_publish_killed": 4,
     "garbage": 8,
-    "robot_suspend": 4,
-    "estop": 3,
-    "operator_stop": 3,
+    "robot_suspend": 3,
+    "estop": 2,
+    "operator_stop": 2,
 }
 
 
