@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,14 @@ def write_record(output: Path, benchmark: str, **content: Any) -> None:
         "benchmark": benchmark,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "git": git_state(),
-        "machine": {"cpu": processor_name(), "cores": os.cpu_count(), "load_average_1min": os.getloadavg()[0]},
+        "machine": {
+            "cpu": processor_name(),
+            "cores": os.cpu_count(),
+            "load_average_1min": os.getloadavg()[0],
+            "niceness": os.nice(0),
+            "system": f"{platform.system()} {platform.release()}",
+            "python": platform.python_version(),
+        },
         **content,
     }
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -12,16 +12,10 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib.util
-import json
-import os
-import platform
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +26,9 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from deploy.client import PolicyClient  # noqa: E402 (the repository root has to be on the path first)
+from benchmarks._record import write_record  # noqa: E402 (the repository root has to be on the path first)
+from benchmarks.loop_jitter import measure as measure_jitter  # noqa: E402
+from deploy.client import PolicyClient  # noqa: E402
 from deploy.onnx_policy import OnnxPolicy  # noqa: E402
 from deploy.timing import use_real_time_priority  # noqa: E402
 from mpo_robot.specs import PolicySpec  # noqa: E402
@@ -116,40 +112,7 @@ def measure_loop(seconds: float, priority: int) -> list[Row]:
     """Jitter and misses of the control loop, from `loop_jitter.measure`."""
     if seconds <= 0:
         return []
-    path = ROOT / "benchmarks" / "loop_jitter.py"
-    spec = importlib.util.spec_from_file_location("loop_jitter", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.measure(RATES_HZ, seconds, priority)
-
-
-def describe_machine() -> Row:
-    """What the numbers depend on."""
-    cpu = platform.processor() or platform.machine()
-    cpu_info = Path("/proc/cpuinfo")
-    if cpu_info.exists():
-        names = [line.partition(":")[2].strip() for line in cpu_info.read_text().splitlines() if "model name" in line]
-        cpu = names[0] if names else cpu
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "load_average_1min": os.getloadavg()[0],
-        "niceness": os.nice(0),
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-    }
-
-
-def commit() -> str:
-    """The repository's commit, with a mark if files differ from it."""
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
-        status = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head.stdout.strip() + (" (modified)" if status.stdout.strip() else "")
+    return measure_jitter(RATES_HZ, seconds, priority)
 
 
 def measure(calls: int, priority: int) -> list[Row]:
@@ -166,8 +129,7 @@ def measure(calls: int, priority: int) -> list[Row]:
 
 
 def run(calls: int, priorities: Sequence[int], loop_seconds: float) -> Row:
-    """All measurements as one JSON-ready mapping."""
-    machine = describe_machine()
+    """All measurements, for `write_record`."""
     rows: list[Row] = []
     loop: list[Row] = []
     for priority in sorted(priorities):  # a priority stays, so the normal one comes first
@@ -175,10 +137,6 @@ def run(calls: int, priorities: Sequence[int], loop_seconds: float) -> Row:
         loop += measure_loop(loop_seconds, priority)
     tcp = {row["priority"]: row["p50_us"] for row in rows if row["name"] == TCP}
     return {
-        "benchmark": "policy_latency",
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "machine": machine,
         "policy": {"observation_size": 17, "action_size": 6, "hidden": list(HIDDEN)},
         "latency": rows,
         "loop": loop,
@@ -191,8 +149,6 @@ def run(calls: int, priorities: Sequence[int], loop_seconds: float) -> Row:
 
 def print_table(result: Row) -> None:
     """The result for people."""
-    machine, revision = result["machine"], result["commit"][:12]
-    print(f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_average_1min']:.1f}; commit {revision}")
     print(f"prio  {'':34}{'calls':>8}{'p50':>10}{'p99':>10}{'max':>10}   us")
     for row in result["latency"]:
         times = f"{row['p50_us']:10.1f}{row['p99_us']:10.1f}{row['max_us']:10.1f}"
@@ -225,8 +181,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=OUTPUT, help=f"JSON file (default {OUTPUT.relative_to(ROOT)})")
     options = parser.parse_args(arguments)
     result = run(options.calls, options.priorities, options.loop_seconds)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=1) + "\n")
+    write_record(options.output, "policy_latency", **result)
     print_table(result)
     print(f"written to {options.output}")
     return 0

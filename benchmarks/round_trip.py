@@ -42,7 +42,10 @@ OUTPUT = ROOT / "benchmarks" / "results" / "round_trip.json"
 SPEC = small_spec(observation_size=17, action_size=6)
 HIDDEN = (256, 256)
 DEADLINE_NS = 1_000_000_000
-IN_PROCESS, PLAIN, CURVE = "policy in process", "ours", "ours, CURVE"
+IN_PROCESS = "policy in process"
+PLAIN, CURVE = "ours", "ours, CURVE"
+PLAIN_SPIN, CURVE_SPIN = "ours, server.spin_s", "ours, CURVE, server.spin_s"
+SPIN_S = 0.001
 THEIRS = {"zmq": "REQ/REP, msgpack", "websocket": "websocket, msgpack", "grpc": "gRPC unary"}
 BAR_P50_US = 200.0
 Row = dict[str, Any]
@@ -72,8 +75,13 @@ def open_ways(policy: Path, folder: Path, priority: int, misses: Misses) -> Iter
     with contextlib.ExitStack() as stack:
         local = Policy(policy)
         ways: dict[str, Way] = {IN_PROCESS: (lambda index: local.answer(observations[index % 256]), os.getpid())}
-        for name, security, arguments in ((PLAIN, None, ()), (CURVE, *_make_keys(folder))):
-            ways[name] = _open_ours(stack, policy, priority, observations, security, arguments, misses)
+        keys = _make_keys(folder)
+        for name, security, arguments in ((PLAIN, None, ()), (CURVE, *keys)):
+            server = stack.enter_context(_serve(policy, priority, arguments))
+            for suffix, spin_s in (("", 0.0), (", server.spin_s", SPIN_S)):
+                client = stack.enter_context(PolicyClient(server.endpoint, SPEC, security=security, spin_s=spin_s))
+                client.begin_episode("benchmark", 10.0)
+                ways[name + suffix] = misses.counted(_act_of(client, observations)), server.process.pid
         for kind, name in THEIRS.items():
             server = stack.enter_context(PeerProcess(kind, policy, priority))
             client = CLIENTS[kind](server.address)
@@ -95,24 +103,12 @@ def _make_keys(folder: Path) -> tuple[ClientSecurity, tuple[str, ...]]:
     return ClientSecurity(secret, server_public), arguments
 
 
-def _open_ours(
-    stack: contextlib.ExitStack,
-    policy: Path,
-    priority: int,
-    observations: npt.NDArray[np.float32],
-    security: ClientSecurity | None,
-    arguments: tuple[str, ...],
-    misses: Misses,
-) -> Way:
-    settings = (f"realtime_priority={priority}",) if priority else ()
-    server = stack.enter_context(ServerProcess(policy, *settings, *arguments))
-    client = stack.enter_context(PolicyClient(server.endpoint, SPEC, security=security))
-    client.begin_episode("benchmark", 10.0)
+def _serve(policy: Path, priority: int, arguments: tuple[str, ...]) -> ServerProcess:
+    return ServerProcess(policy, *((f"realtime_priority={priority}",) if priority else ()), *arguments)
 
-    def act(index: int) -> Any:
-        return client.act(observations[index % 256], index, time.monotonic_ns() + DEADLINE_NS)
 
-    return misses.counted(act), server.process.pid
+def _act_of(client: PolicyClient, observations: npt.NDArray[np.float32]) -> Callable[[int], Any]:
+    return lambda index: client.act(observations[index % 256], index, time.monotonic_ns() + DEADLINE_NS)
 
 
 def table(timings: Mapping[str, Timings]) -> list[Row]:
