@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from deploy.episode_runner import EpisodeRunner
@@ -55,8 +56,16 @@ class ControlLoop:
         machine: The robot's state; other threads may read `machine.state`.
     """
 
-    def __init__(self, robot: Robot, parts: LoopParts) -> None:
+    def __init__(
+        self, robot: Robot, parts: LoopParts, on_hang: Callable[[str], None] = lambda episode_id: None
+    ) -> None:
         """Check that the configuration fits the robot.
+
+        Args:
+            robot: The robot.
+            parts: What the loop is made of.
+            on_hang: Called with the episode's id, from another thread, when the watchdog has stopped the robot because
+                a tick does not end.
 
         Raises:
             ConfigError: limits that name unknown terms, a ladder with `local` but no policy, a too short watchdog, a
@@ -64,6 +73,7 @@ class ControlLoop:
         """
         self._robot = robot
         self._parts = parts
+        self._on_hang = on_hang
         count = parts.loop.commands_per_period(robot.spec)
         self._limits = compile_limits(parts.safety, robot.spec, robot.spec.control_dt / count)
         TermWatch(parts.safety.watch, robot.spec)
@@ -118,11 +128,7 @@ class ControlLoop:
             MpoRobotError: the policy server cannot be reached or refuses; the log cannot be created.
             Exception: whatever the robot's driver raised.
         """
-        if self.take_estop() or self.machine.state is State.FAULT:
-            raise RobotFaultError(
-                "the robot is in FAULT" + (f" ({self._parts.estop.reason})" if self._parts.estop.tripped else "")
-                + ": no episode begins before a human has re-armed it"
-            )  # fmt: skip
+        self._require_armed()
         if self.machine.state is State.INIT:
             self.machine.fire(Event.CONNECTED)
         version = self._parts.source.begin_episode(episode_id)
@@ -131,7 +137,7 @@ class ControlLoop:
         with steady_interpreter():
             try:
                 runner = self._start(episode_id, seed, log)
-                reason, detail, log_error = self._run(runner)
+                reason, detail, log_error = self._run(runner, episode_id)
             finally:
                 stop_robot(self._robot)
         return EpisodeResult(
@@ -148,6 +154,7 @@ class ControlLoop:
 
     def _start(self, episode_id: str, seed: int | None, log: EpisodeLogWriter | None) -> EpisodeRunner:
         try:
+            self._require_armed()  # again: the server may have been waited for
             self.machine.fire(Event.HOME)
             first = self._robot.start_episode(seed)
             runner = EpisodeRunner(self._robot, self._parts, self._limits, self.machine, episode_id, first, log)
@@ -160,10 +167,11 @@ class ControlLoop:
                 log.discard()
             raise
 
-    def _run(self, runner: EpisodeRunner) -> tuple[EndReason, str, str]:
+    def _run(self, runner: EpisodeRunner, episode_id: str) -> tuple[EndReason, str, str]:
         """(reason, detail, log error). Whatever happens: first the robot is stopped, then the log is closed."""
         loop, label, detail, log_error = self._parts.loop, "error", "", ""
-        watchdog = Watchdog(self._robot, loop.watchdog_s if loop.is_real_time else 0.0)
+        timeout_s = loop.watchdog_s if loop.is_real_time else 0.0
+        watchdog = Watchdog(self._robot, timeout_s, lambda: self._on_hang(episode_id))
         try:
             with watchdog:
                 reason, detail = runner.run(watchdog)
@@ -179,6 +187,11 @@ class ControlLoop:
             finally:
                 log_error = runner.close_log(label, detail)
         return reason, detail, log_error
+
+    def _require_armed(self) -> None:
+        if self.take_estop() or self.machine.state is State.FAULT:
+            cause = f" ({self._parts.estop.reason})" if self._parts.estop.tripped else ""
+            raise RobotFaultError(f"the robot is in FAULT{cause}: no episode begins before a human has re-armed it")
 
     def _end(self, reason: EndReason) -> None:
         """The state that the end of an episode leads to."""

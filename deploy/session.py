@@ -10,7 +10,7 @@ from collections.abc import Callable
 from deploy.client_types import EpisodeOutcome
 from deploy.control_loop import ControlLoop, EpisodeResult
 from deploy.estop import EStopGuard
-from deploy.fault_latch import FaultLatch
+from deploy.fault_latch import FaultLatch, RobotFaultError
 from deploy.loop_parts import EndReason, LoopParts
 from deploy.robot import Robot
 from deploy.robot_state import State, StateMachine
@@ -53,7 +53,9 @@ def run_session(
     results: list[EpisodeResult] = []
     try:
         latch.require_clear(name)
-        loop = ControlLoop(robot, parts)
+        loop = ControlLoop(
+            robot, parts, lambda name: _remember(latch, "watchdog", "a driver call did not return", name)
+        )
         on_machine(loop.machine)
         episode_id = ""
         with EStopGuard(robot, parts.estop):
@@ -71,15 +73,16 @@ def run_session(
                     if result.reason is EndReason.OPERATOR or result.state is State.FAULT or result.log_error:
                         break
             except BaseException as error:
-                if loop.machine.state is State.FAULT:
+                if loop.machine.state is State.FAULT and not parts.estop.tripped:
                     _remember(latch, "error", repr(error), episode_id)
-                raise
+                if not (isinstance(error, RobotFaultError) and parts.estop.tripped):
+                    raise
             finally:
                 try:
                     loop.disconnect()
                 finally:
                     if loop.take_estop():
-                        _remember(latch, "estop", parts.estop.reason)
+                        _remember(latch, "estop", parts.estop.reason, episode_id)
     finally:
         parts.source.close()
         if parts.local is not None:

@@ -6,6 +6,7 @@ import contextlib
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -78,9 +79,11 @@ class Watchdog:
     It helps against driver calls that block, not against one that also keeps the interpreter locked.
     """
 
-    def __init__(self, robot: Robot, timeout_s: float) -> None:
+    def __init__(self, robot: Robot, timeout_s: float, on_fire: Callable[[], None] = lambda: None) -> None:
+        """Args: `on_fire` is called from the second thread after the stop: the loop's thread may never come back."""
         self._robot = robot
         self._timeout_s = timeout_s
+        self._on_fire = on_fire
         self._fed = time.monotonic()
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
@@ -109,4 +112,5 @@ class Watchdog:
                 self.fired = True
                 with contextlib.suppress(Exception):  # the loop's own stop follows, if its thread ever comes back
                     stop_robot(self._robot)
+                self._on_fire()
                 return

@@ -21,6 +21,7 @@ from deploy.session import run_session
 from mpo_robot.errors import ConfigError
 from tests.support.fake_robot import FakeRobot
 from tests.support.loop_bench import MS, SPEC, Bench
+from tests.support.robot_process import wait_until
 
 NO_LOCAL = FallbackConfig((Rung("hold", ticks=2), Rung("stop")))
 FAST = LoopConfig(pace="fast")
@@ -334,3 +335,52 @@ def test_driver_error_is_remembered_but_a_robot_that_never_connected_is_not(tmp_
             run_session(robot, LoopParts(bench.source, loop=FAST), name="arm", episodes=1, latch=latch)
         assert (latch.read() is not None) == (where == "send")
         assert robot.calls[-2:] == ["stop", "disconnect"]
+
+
+def test_estop_while_the_server_is_waited_for_keeps_the_robot_where_it_is(tmp_path: Path) -> None:
+    latch, robot, bench = FaultLatch(tmp_path / "arm.fault"), FakeRobot(SPEC, length=3), Bench(tmp_path)
+    parts = dataclasses.replace(bench.parts, loop=FAST)
+
+    def slow(episode_id: str) -> str:
+        parts.estop.trip("while waiting")
+        return "v1"
+
+    bench.source.begin_episode = slow  # type: ignore[method-assign]
+    assert run_session(robot, parts, name="arm", episodes=5, latch=latch) == []
+    assert "start_episode" not in robot.calls
+    record = latch.read()
+    assert record is not None
+    assert (record.reason, record.detail) == ("estop", "while waiting")
+    assert [path.name for path in tmp_path.iterdir()] == ["arm.fault"], "a log of an episode that never began"
+
+
+def test_estop_that_makes_homing_fail_is_remembered_as_an_estop(tmp_path: Path) -> None:
+    latch, robot, bench = FaultLatch(tmp_path / "arm.fault"), FakeRobot(SPEC), Bench(tmp_path)
+    parts = LoopParts(bench.source, loop=FAST)
+
+    def interrupted(seed: int | None) -> Measurement:
+        parts.estop.trip("test")
+        raise OSError("torque is off")
+
+    robot.start_episode = interrupted  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="torque"):
+        run_session(robot, parts, name="arm", episodes=1, latch=latch)
+    record = latch.read()
+    assert record is not None
+    assert record.reason == "estop"
+
+
+def test_driver_that_hangs_is_remembered_while_it_hangs(tmp_path: Path) -> None:
+    latch, robot, bench = FaultLatch(tmp_path / "arm.fault"), FakeRobot(SPEC, length=0), Bench(tmp_path)
+    parts = LoopParts(bench.source, loop=LoopConfig(watchdog_s=0.05))
+
+    def hang(k: int, command: FloatArray) -> None:
+        if k == 1:
+            wait_until(lambda: latch.read() is not None)  # only the second thread can have written it
+
+    robot._on_send = hang
+    (result,) = run_session(robot, parts, name="arm", episodes=5, latch=latch)
+    assert result.reason is EndReason.WATCHDOG
+    record = latch.read()
+    assert record is not None
+    assert (record.reason, record.episode_id) == ("watchdog", result.episode_id)
