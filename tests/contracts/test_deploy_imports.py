@@ -25,8 +25,8 @@ def loaded_forbidden(*modules):
 
 @pytest.mark.parametrize(
     "modules",
-    [MODULES, ["mpo_robot.cli.serve"], ["mpo_robot.cli.run_robot"]],
-    ids=["deploy", "serve", "run-robot"],
+    [MODULES, ["mpo_robot.cli.serve", "mpo_robot.cli.keys", "mpo_robot.cli.policies"], ["mpo_robot.cli.run_robot"]],
+    ids=["deploy", "serve, keys, policies", "run-robot"],
 )
 def test_robot_side_loads_no_learner_and_no_simulator(modules):
     assert modules
