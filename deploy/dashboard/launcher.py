@@ -23,7 +23,7 @@ from deploy.dashboard.pipe import FrameWriter
 from mpo_robot.errors import ConfigError
 
 _log = logging.getLogger(__name__)
-_START_S = 60.0
+_START_S = 120.0
 _END_S = 5.0
 # The child finds its modules where this process does, and not in whatever folder it was started in.
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from deploy.dashboard.process import main; main()"

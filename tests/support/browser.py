@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -16,7 +19,15 @@ from typing import Any
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
 )
-_START_S = 60.0
+_LIFE_S = 115.0  # below the time limit of a test
+# Chromium reads commands from descriptor 3 and answers on 4.
+_EXEC = """
+import fcntl, os, sys
+high = [fcntl.fcntl(int(text), fcntl.F_DUPFD, 100) for text in sys.argv[1:3]]
+for source, target in zip(high, (3, 4)):
+    os.dup2(source, target)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 class Browser:
@@ -37,10 +48,8 @@ class Browser:
             "--disable-background-networking", "--remote-debugging-pipe", f"--user-data-dir={self._profile}",
             f"--window-size={width},{height}", "about:blank",
         ]  # fmt: skip
-        # Chromium reads commands from descriptor 3 and answers on 4; a shell puts the pipes there.
-        shell = ["sh", "-c", f'exec "$@" 3<&{command_read} 4>&{reply_write}', "sh", *arguments]
         self._process = subprocess.Popen(
-            shell,
+            [sys.executable, "-S", "-c", _EXEC, str(command_read), str(reply_write), *arguments],
             pass_fds=(command_read, reply_write),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -51,7 +60,7 @@ class Browser:
         os.close(reply_write)
         self._stream = os.fdopen(self._replies, "rb")
         # A browser that hangs must fail the test, not hold it up: its end closes the pipe that `_receive` waits on.
-        self._timer = threading.Timer(_START_S, self._process.kill)
+        self._timer = threading.Timer(_LIFE_S, self._kill)
         self._timer.start()
         try:
             target = self._call("Target.createTarget", url="about:blank")["targetId"]
@@ -97,11 +106,16 @@ class Browser:
     def close(self) -> None:
         """End it."""
         self._timer.cancel()
-        self._process.kill()
+        self._kill()
         self._process.wait()
         self._stream.close()
         os.close(self._commands)
         shutil.rmtree(self._profile, ignore_errors=True)
+
+    def _kill(self) -> None:
+        """End it with all its helpers."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def __enter__(self) -> Browser:
         return self
