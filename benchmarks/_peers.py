@@ -9,6 +9,7 @@ fastest plain settings: no encryption, no compression, no checks, no deadlines, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import subprocess
 import sys
@@ -184,7 +185,8 @@ class WebsocketClient:
     def __init__(self, address: str) -> None:
         msgpack, client = require("msgpack"), require("websockets.sync.client")
         self._pack, self._unpack = msgpack.Packer(default=pack_array).pack, msgpack.unpackb
-        self._connection = client.connect(address, compression=None, max_size=None)
+        self._open = contextlib.ExitStack()
+        self._connection = self._open.enter_context(client.connect(address, compression=None, max_size=None))
         self._connection.recv(timeout=_TIMEOUT_S)  # the metadata
 
     def act(self, observation: FloatArray) -> FloatArray:
@@ -194,7 +196,7 @@ class WebsocketClient:
 
     def close(self) -> None:
         """See `Client`."""
-        self._connection.close()
+        self._open.close()
 
 
 class GrpcClient:

@@ -1,0 +1,93 @@
+"""The check of the loop's benchmark that no stale action was applied, and its programs that use the CPU."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import loop_jitter
+from benchmarks.loop_jitter import Applied, busy_programs, check_commands, judge
+from benchmarks.round_trip import CURVE, CURVE_SPIN, THEIRS
+from benchmarks.round_trip import judge as judge_round_trip
+
+EXPECTED = np.array([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]], np.float32)  # the command for each of three readings
+
+
+def check(commands: list[list[float]], readings: list[int]) -> Applied:
+    return check_commands(np.array(commands, np.float32), np.array(readings), EXPECTED)
+
+
+def test_actions_for_the_newest_reading_are_fresh() -> None:
+    assert check([[2.0, 3.0], [4.0, 5.0], [0.0, 1.00001]], [1, 2, 0]) == Applied(fresh=3, held=0, stale=0)
+
+
+def test_the_command_before_again_is_held() -> None:
+    assert check([[2.0, 3.0], [2.0, 3.0], [2.0, 3.0], [4.0, 5.0]], [1, 2, 0, 2]) == Applied(fresh=2, held=2, stale=0)
+
+
+@pytest.mark.parametrize(
+    ("commands", "readings"),
+    [
+        ([[2.0, 3.0], [4.0, 5.0], [2.0, 3.0]], [1, 2, 0]),  # the action for a reading before the newest
+        ([[4.0, 5.0]], [1]),  # the first command has none before it to hold
+        ([[2.0, 3.0], [2.0, 3.1]], [1, 2]),  # nearly held
+        ([[0.0, 1.0], [2.0, 1.0]], [0, 1]),  # half of the action
+    ],
+)
+def test_anything_else_is_stale(commands: list[list[float]], readings: list[int]) -> None:
+    assert check(commands, readings).stale == 1
+
+
+def test_readings_that_cannot_be_told_apart_are_refused() -> None:
+    with pytest.raises(ValueError, match="nearly the same"):
+        check_commands(EXPECTED, np.arange(3), np.ones((3, 2), np.float32))
+
+
+def test_a_short_run_of_the_loop_is_all_fresh_or_held(tmp_path: Path) -> None:
+    row = loop_jitter.run_source("local", 200, 0.1, tmp_path, priority=0, load=0)
+    assert row["ticks"] == 20
+    assert row["applied"]["stale"] == 0
+    assert row["applied"]["fresh"] + row["applied"]["held"] == 20
+    assert row["applied"]["held"] <= row["fallbacks"].get("hold", 0)
+    assert sum(row["histograms_us"]["jitter"].values()) >= 20
+
+
+def test_busy_programs_run_only_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Any] = []
+    popen = subprocess.Popen
+
+    def remember(*arguments: Any, **settings: Any) -> Any:
+        started.append(popen(*arguments, **settings))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", remember)
+    with busy_programs(2):
+        assert [program.poll() for program in started] == [None, None]
+    assert all(program.returncode is not None for program in started)
+
+
+def test_misses_count_for_the_bar_only_where_it_applies() -> None:
+    def row(**changes: Any) -> dict[str, Any]:
+        applied = {"fresh": 1, "held": 2, "stale": 1}
+        base = {"priority": 50, "load": 0, "rate_hz": 1000, "source": "local", "ticks": 60_000, "deadline_misses": 0}
+        return {**base, "applied": applied, **changes}
+
+    rows = [row(), row(load=4, deadline_misses=9), row(source="server", deadline_misses=9)]
+    result = judge(rows)
+    assert result["misses_of_1_khz_local_idle"] == {"50": {"seconds": 60.0, "misses": 0}}
+    assert result["stale_actions"] == 3
+    assert result["periods_held_under_load"] == 2
+
+
+def test_round_trip_has_to_beat_each_of_the_others() -> None:
+    others = dict.fromkeys(THEIRS.values(), 300.0)
+    rows = [{"name": name, "p50_us": p50} for name, p50 in {CURVE: 250.0, CURVE_SPIN: 150.0, **others}.items()]
+    verdict = judge_round_trip(rows)
+    assert verdict[CURVE] == {"under_bar": False, "faster_than": dict.fromkeys(THEIRS.values(), True), "met": False}
+    assert verdict[CURVE_SPIN]["met"]
+    rows[-1]["p50_us"] = 140.0
+    assert not judge_round_trip(rows)[CURVE_SPIN]["met"]
