@@ -24,9 +24,9 @@ _QUANTITIES = ("position", "velocity", "effort")
 _RADIANS = math.pi / 180
 # Factor to the units that the schema asks for: rad or m, rad/s or m/s, N m or N. "1" is a term without a unit.
 _FACTORS = {
-    "position": {"rad": 1.0, "m": 1.0, "1": 1.0, "deg": _RADIANS},
-    "velocity": {"rad/s": 1.0, "m/s": 1.0, "1": 1.0, "deg/s": _RADIANS},
-    "effort": {"N m": 1.0, "N*m": 1.0, "Nm": 1.0, "N": 1.0, "1": 1.0},
+    "position": {"rad": 1.0, "m": 1.0, "SI": 1.0, "1": 1.0, "deg": _RADIANS},
+    "velocity": {"rad/s": 1.0, "m/s": 1.0, "SI": 1.0, "1": 1.0, "deg/s": _RADIANS},
+    "effort": {"N m": 1.0, "N*m": 1.0, "Nm": 1.0, "N": 1.0, "SI": 1.0, "1": 1.0},
 }
 _encoder = msgspec.json.Encoder()
 
