@@ -34,7 +34,8 @@ from mpo_robot.config import build
 from mpo_robot.errors import MpoRobotError
 from mpo_robot.specs import PolicySpec
 from tests.support.soak_disk import SoakDisk
-from tests.support.soak_watch import Bounds, Heartbeat, Violations, Watch, WatchedClock, WatchedRobot, WatchedSource
+from tests.support.soak_watch import Bounds, Heartbeat, Violations, Watch, WatchedRobot
+from tests.support.soak_watch_loop import WatchedClock, WatchedSource
 
 _PAUSE_S = 0.05  # of a human between two sessions
 _LATEST_NS = 1_000_000_000 * 10**9  # of wall time off the true one: neither before 1970 nor beyond what MCAP holds

@@ -11,94 +11,22 @@ import numpy as np
 import pytest
 
 from benchmarks.soak import conclude
-from deploy.action_source import Action, ServerSource
-from deploy.client import PolicyClient
 from deploy.episode_runner import EpisodeRunner
 from deploy.fallback import FallbackConfig, Rung
-from deploy.log_writer import EpisodeLogWriter, LogConfig
+from deploy.log_writer import EpisodeLogWriter
 from deploy.loop_parts import LoopConfig
 from deploy.observation_checks import ObservationConfig, StaleCheck
-from deploy.onnx_policy import OnnxPolicy
-from deploy.policy_store import PolicyStore
 from deploy.safety import (
-    AccelerationLimit,
     CommandLimits,
     Filtered,
-    PositionLimit,
-    RateLimit,
-    SafetyConfig,
     compile_limits,
 )
-from deploy.timing import RateSchedule, SystemClock, Tick
-from tests.support.loop_bench import SPEC, Bench
-from tests.support.onnx_files import write_linear_policy
-from tests.support.serving import ServerThread
-from tests.support.soak_audit import Problem, ReadLog, Swap, check_bus, check_episode, check_policies, read_files
-from tests.support.soak_disk import SoakDisk
+from deploy.timing import RateSchedule, Tick
+from tests.support.soak_audit import ReadLog, check_bus
+from tests.support.soak_bench import LENGTH, Watched
 from tests.support.soak_schedule import KINDS, make_schedule
-from tests.support.soak_watch import Bounds, Heartbeat, Violations, Watch, WatchedClock, WatchedRobot, WatchedSource
-
-LENGTH = 30
-VELOCITY, ACCELERATION = 40.0, 2000.0  # per s, per s^2; a period is 0.01 s
-SAFETY = SafetyConfig(
-    PositionLimit("clamp", margin=0.1),
-    RateLimit("clamp", {"default": VELOCITY}),
-    AccelerationLimit("clamp", {"default": ACCELERATION}),
-)
-PERIOD_NS = 10_000_000
-
-
-def make_watch(heartbeat: Heartbeat | None = None) -> Watch:
-    inset = 0.1 * 6.0
-    bounds = Bounds(
-        low=np.full(2, -2.0 + inset),
-        high=np.full(2, 4.0 - inset),
-        velocity=np.full(2, VELOCITY),
-        acceleration=np.full(2, ACCELERATION),
-        command_dt=0.01,
-        home=np.full(2, 0.25),
-    )
-    return Watch(bounds, Violations(), heartbeat)
-
-
-class Watched:
-    """A bench under the checker: one episode, the violations of its running, and those of its log."""
-
-    def __init__(self, directory: Path, **parts: object) -> None:
-        self.watch = make_watch()
-        self.bench = Bench(directory, length=LENGTH, safety=SAFETY, **parts)
-        self.fake = self.bench.robot
-        self.bench.robot = WatchedRobot(self.fake, self.watch)  # type: ignore[assignment]
-        self.writer: EpisodeLogWriter | None = None
-        self.begun: dict[str, object] = {}
-        source = WatchedSource(self.bench.parts.source, self.watch, self.begin)
-        self.bench.parts = dataclasses.replace(self.bench.parts, source=source, open_log=self.open_log)  # type: ignore[arg-type]
-        self.directory = directory
-
-    def begin(self, episode_id: str, before: float, after: float, version: str) -> None:
-        self.begun = {"episode_id": episode_id, "asked": before, "answered": after, "version": version}
-
-    def open_log(self, episode_id: str) -> EpisodeLogWriter:
-        disk = SoakDisk(self.watch)
-        config = LogConfig(fsync="never")
-        self.writer = EpisodeLogWriter(self.directory, SPEC, episode_id, config=config, disk=disk)
-        return self.writer
-
-    def run(self) -> set[str]:
-        """Kinds of violations, the log's included."""
-        self.bench.run()
-        return self.watch.violations.kinds | {problem.kind for problem in self.audit(self.log())}
-
-    def log(self) -> ReadLog:
-        return read_files([self.directory / "ep.mcap"])
-
-    def audit(self, log: ReadLog) -> list[Problem]:
-        assert self.writer is not None
-        trace = self.watch.trace
-        arrays = {"observations": trace.observations, "applied": trace.applied, "outcomes": trace.outcomes}
-        return check_episode(
-            {"episode_id": "ep", "completed": len(trace.applied), "dropped": self.writer.dropped}, log, arrays
-        )
+from tests.support.soak_watch import Heartbeat
+from tests.support.soak_watch_loop import WatchedClock
 
 
 def test_nothing_is_found_where_nothing_is_broken(tmp_path: Path) -> None:
@@ -210,7 +138,10 @@ def test_a_log_that_writes_in_the_loops_thread_is_found(tmp_path: Path, monkeypa
     assert Watched(tmp_path).run() == {"blocked"}
 
 
-def real_time(directory: Path, watch: Watch, heartbeat: Heartbeat | None = None) -> Watched:
+PERIOD_NS = 10_000_000
+
+
+def real_time(directory: Path, heartbeat: Heartbeat | None = None) -> Watched:
     watched = Watched(
         directory,
         loop=LoopConfig(watchdog_s=0.0),
@@ -233,11 +164,11 @@ def test_a_loop_that_waits_for_its_log_is_found(tmp_path: Path, monkeypatch: pyt
         return append(self, record)
 
     monkeypatch.setattr(EpisodeLogWriter, "append", slow)
-    assert real_time(tmp_path, make_watch()).run() == {"blocked"}
+    assert real_time(tmp_path).run() == {"blocked"}
 
 
 def test_a_schedule_that_lets_lateness_add_up_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    watched = real_time(tmp_path / "anchored", make_watch())
+    watched = real_time(tmp_path / "anchored")
     heartbeat = Heartbeat()
     try:
         watched.watch.heartbeat = heartbeat
@@ -250,86 +181,9 @@ def test_a_schedule_that_lets_lateness_add_up_is_found(tmp_path: Path, monkeypat
             return Tick(0, scheduled, self._clock.monotonic_ns(), 0)
 
         monkeypatch.setattr(RateSchedule, "next_tick", relative)
-        assert real_time(tmp_path / "relative", make_watch(), heartbeat).run() == {"schedule"}
+        assert real_time(tmp_path / "relative", heartbeat).run() == {"schedule"}
     finally:
         heartbeat.stop()
-
-
-def serve_after_swap(directory: Path) -> tuple[list[Problem], str]:
-    """An episode begun just after a swap of the server's policy: problems found, version in force."""
-    directory.mkdir()
-    files = [write_linear_policy(directory / f"{bias}.onnx", SPEC, bias=bias, stddev=0.01) for bias in (-0.5, 0.5)]
-    old, new = (OnnxPolicy(file).policy_version for file in files)
-    actions = {old: (np.full(2, -0.6), np.full(2, -0.4)), new: (np.full(2, 0.4), np.full(2, 0.6))}
-    with ServerThread(files[0]) as server:
-        swaps = [Swap(0.0, 0.0, old)]
-        before = time.monotonic()
-        server.registry.publish(files[1])
-        swaps.append(Swap(before, time.monotonic(), new))
-        clock = SystemClock()
-        client = PolicyClient(server.endpoint, SPEC, clock=clock.monotonic_ns)
-        source = ServerSource(client, timeout_s=30.0, clock=clock, patient=True)
-        watched = Watched(directory, loop=LoopConfig(pace="fast", fast_timeout_s=30.0))
-        parts = dataclasses.replace(
-            watched.bench.parts, clock=clock, source=WatchedSource(source, watched.watch, watched.begin)
-        )
-        watched.bench.parts, watched.fake._clock = parts, clock.monotonic_ns
-        try:
-            assert watched.run() == set()
-        finally:
-            source.close()
-        return check_policies(watched.begun, watched.log().steps, swaps, actions, "local"), new
-
-
-def test_a_server_that_does_not_follow_a_swap_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert serve_after_swap(tmp_path / "follows")[0] == []
-    monkeypatch.setattr(PolicyStore, "newest", lambda self: self._newest)
-    problems, _ = serve_after_swap(tmp_path / "stays")
-    assert [problem.kind for problem in problems] == ["stale_policy"]
-    assert "began with" in problems[0].text
-
-
-def test_an_old_policy_under_a_new_name_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load, first = PolicyStore._load, list[OnnxPolicy]()
-
-    def mislabel(self: PolicyStore, version: str) -> OnnxPolicy:
-        """Every version acts as the first one does."""
-        policy = load(self, version)
-        first.append(policy)
-        monkeypatch.setattr(policy, "act", first[0].act)
-        return policy
-
-    monkeypatch.setattr(PolicyStore, "_load", mislabel)
-    problems, new = serve_after_swap(tmp_path / "mislabeled")
-    assert len(problems) == LENGTH
-    assert {problem.kind for problem in problems} == {"stale_policy"}
-    assert f"is no action of {new[:12]}" in problems[0].text
-
-
-def test_another_policy_in_the_middle_of_an_episode_is_found(tmp_path: Path) -> None:
-    watched = Watched(tmp_path)
-    act = watched.bench.source.act
-
-    def swap(observation, step_index, deadline_ns):  # type: ignore[no-untyped-def]
-        action = act(observation, step_index, deadline_ns)
-        return Action(action.action, action.log_prob, "v0") if action and step_index == 9 else action
-
-    watched.bench.source.act = swap  # type: ignore[method-assign]
-    assert watched.run() == {"stale_policy"}
-    found = check_policies(
-        {**watched.begun},
-        watched.log().steps,
-        [Swap(0.0, 0.0, "v1")],
-        {"v1": (np.full(2, -np.inf), np.full(2, np.inf))},
-        "local",
-    )
-    assert found == [Problem("stale_policy", "ep: step 9 by v0")]
-
-
-def test_commands_out_of_a_policys_range_are_found(tmp_path: Path) -> None:
-    watched = Watched(tmp_path)
-    watched.watch.bounds.ranges["v1"] = (np.full(2, -9.0), np.full(2, 0.3))
-    assert watched.run() == {"stale_policy"}
 
 
 def test_the_wire_shows_goals_beyond_limits_and_motors_on_outside_episodes() -> None:
