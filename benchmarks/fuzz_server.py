@@ -5,8 +5,8 @@
 The server is `mpo-robot serve` in a process of its own, on loopback without keys, with its rate limit off so that every
 frame gets to the decoder. Of the frames, 98 % are ZeroMQ messages (mutated msgpack, damaged bytes, several parts, up
 to 1 MiB), 2 % are connections that write damaged ZMTP. Between bursts an honest client asks for an action. Prints what
-happened, writes JSON, and exits with 1 if the server died, reported an internal error, grew by more than --max-growth-mb,
-left files open or missed an honest request.
+happened, writes JSON, and exits with 1 if the server died, reported an internal error, grew by more than
+--max-growth-mb, left files open or missed an honest request.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class FuzzResult:
         undecodable: Of them, those that are no message; must be 0.
         honest: Requests of the honest client, and `honest_missed` of them without an action.
         honest_p50_ms, honest_max_ms: Their round trip, in the middle of the flood.
-        rss_start_mb, rss_end_mb: Resident memory of the server after a tenth of the frames, and after all.
+        rss_start_mb, rss_end_mb: Resident memory of the server after a tenth of the run, and after all of it.
         files_start, files_end: Its open files before and after.
         exit_code: Of the server, asked to stop at the end; `internal_errors` is what it counted itself.
     """
@@ -164,9 +164,11 @@ def run(frames: int, seed: int, folder: Path, max_seconds: float = float("inf"))
                 for number in itertools.count():
                     attack.burst(number)
                     _ask(honest, number, result)
-                    if result.rss_start_mb == 0.0 and result.frames >= frames / 10:
+                    seconds = time.monotonic() - start
+                    progress = max(result.frames / frames, seconds / max_seconds)
+                    if result.rss_start_mb == 0.0 and progress >= 0.1:
                         result.rss_start_mb = _resident_mb(pid)
-                    if result.frames >= frames or time.monotonic() - start > max_seconds:
+                    if progress >= 1.0:
                         break
                     if server.process.poll() is not None:
                         break

@@ -193,7 +193,8 @@ class StreamFuzzer:
         if draw < 0.3:
             return bytes((pick.choice((0, 1, 4, 8, 255)), len(body))) + body
         if draw < 0.5:
-            return b"\x02" + struct.pack(">Q", pick.choice((len(body), 2**20, 2**20 + 1, 2**32, 2**63, 2**64 - 1))) + body
+            size = pick.choice((len(body), 2**20, 2**20 + 1, 2**32, 2**63, 2**64 - 1))
+            return b"\x02" + struct.pack(">Q", size) + body
         if draw < 0.7:
             command = pick.choice((b"\x04PING\x00\x10", b"\x04PONG", b"\x05READY", b"\x05ERROR\xff", b"\x09SUBSCRIBE"))
             return bytes((4, len(command) + len(body))) + command + body
