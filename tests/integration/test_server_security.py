@@ -12,9 +12,11 @@ from deploy.allow_list import AllowList, Role
 from deploy.client import EpisodeOutcome, PolicyClient, ServerTimeoutError
 from deploy.guard import GuardConfig
 from deploy.key_files import create_keys, load_public, load_secret
+from deploy.onnx_policy import OnnxPolicy
 from deploy.operator_client import OperatorError, ask_server
 from deploy.security import ClientSecurity
 from mpo_robot.cli.main import main
+from mpo_robot.errors import ConfigError
 from tests.support.onnx_files import small_spec, write_linear_policy
 from tests.support.serving import ServerThread
 
@@ -221,3 +223,15 @@ def test_a_lost_server_is_not_waited_for_at_the_end_of_an_episode(tmp_path):
         client.begin_episode("a", PATIENCE_S)
     with client:
         assert not client.end_episode(EpisodeOutcome(1, float("nan"), 0, False, "truncated"), 0.2)
+
+
+def test_a_server_with_a_list_of_approved_policies_serves_no_other(tmp_path):
+    policy, listed = write_linear_policy(tmp_path / "p.onnx", SPEC), tmp_path / "approved"
+    listed.write_text("")
+    with pytest.raises(ConfigError, match="not approved"):
+        ServerThread(policy, approved_policies=listed)
+    listed.write_text(f"{OnnxPolicy(policy).policy_version}  p.onnx\n")
+    with ServerThread(policy, approved_policies=listed) as serving, PolicyClient(serving.endpoint, SPEC) as client:
+        old = client.begin_episode("a", PATIENCE_S)
+        serving.registry.publish(write_linear_policy(tmp_path / "new.onnx", SPEC, bias=0.5))
+        assert client.begin_episode("b", PATIENCE_S) == old
