@@ -1,5 +1,6 @@
 """`PolicyServer` over real sockets, with honest clients beside hostile ones."""
 
+import os
 import threading
 import time
 
@@ -28,7 +29,7 @@ def policy(tmp_path):
 
 @pytest.fixture
 def serving(policy):
-    with ServerThread(policy) as serving:
+    with ServerThread(policy, max_rate_hz=0) as serving:  # rates: tests/integration/test_server_security.py
         yield serving
 
 
@@ -54,6 +55,26 @@ def client(serving):
 
 def act(client, step_index=0):
     return client.act(ZERO, step_index, time.monotonic_ns() + int(PATIENCE_S * 1e9))
+
+
+def test_busy_waiting_behind_an_action_is_a_setting(policy, monkeypatch):
+    turns = []
+    give_way = os.sched_yield
+
+    def counted():
+        turns.append(None)
+        give_way()
+
+    monkeypatch.setattr(os, "sched_yield", counted)
+    for spin_s in (0.0, 0.002):
+        assert turns == []
+        with ServerThread(policy, spin_s=spin_s) as server, PolicyClient(server.endpoint, SPEC) as client:
+            client.begin_episode("e", PATIENCE_S)
+            for step_index in range(3):
+                assert act(client, step_index) is not None
+    assert turns
+    with pytest.raises(ConfigError, match="spin_s"):
+        ServerConfig(spin_s=-0.1)
 
 
 def test_garbage_is_counted_and_answered_and_others_are_served(serving, dealer, client, caplog):
