@@ -39,12 +39,16 @@ def soak(seconds: int, seed: int, rate_hz: float, folder: Path, verbose: bool) -
         print(f"soak     {seconds} s, seed {seed}, {rate_hz:g} Hz, {len(schedule)} faults, in {folder}", flush=True)
         run.run(schedule, seconds, say=lambda text: print(text, flush=True) if verbose else None)
     summary = summarize(world, run.swaps, run.problems, run.injected)
-    return {**summary, "server_restarts": run.restarts}, run.injected
+    summary |= {"server_restarts": run.restarts, "periods": round(seconds * rate_hz)}
+    return summary, run.injected
 
 
 def conclude(summary: dict[str, Any], injected: Sequence[Any], command: str) -> int:
     """Print the result; the exit code."""
     print(table(summary))
+    acted = sum(count for name, count in summary.get("steps_by_policy", {}).items() if name != "local")
+    if acted < 0.1 * summary.get("periods", 0):
+        print(f"note: the server's policies acted in {acted} of {summary['periods']} periods: too busy a machine")
     if not summary["violations"]:
         return 0
     print(describe_violations(summary, injected))

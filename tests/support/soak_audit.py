@@ -152,7 +152,7 @@ def check_bus(lines: Sequence[Mapping[str, Any]], windows: Sequence[tuple[float,
         Problem("bus_goal", f"servo {line['id']}: {dict(line)}") for line in lines if line["event"] == "violation"
     ]
     for line in lines:
-        if line["event"] == "on" and not any(start <= line["t"] <= end for start, end in windows):
+        if line["event"] == "on" and not any(start <= line["t"] and line["since"] <= end for start, end in windows):
             problems.append(
                 Problem("bus_on", f"servo {line['id']} was switched on at {line['t']:.3f}, outside episodes")
             )

@@ -39,6 +39,7 @@ class SoakBus:
         self._over: list[tuple[float, dict[str, Any]]] = []
         self._driven = dict.fromkeys(self._goals, False)
         self._seen = dict.fromkeys(self._goals, 0)
+        self._since = self._turn = time.monotonic()  # what is read in a turn was sent in it or in the one before
         threading.Thread(target=self._listen, daemon=True).start()
 
     def run(self) -> None:
@@ -56,6 +57,7 @@ class SoakBus:
                 self._end(item[1], now)
             self.emulator.serve(_POLL_S)
             self._look()
+            self._since, self._turn = self._turn, now
 
     def _listen(self) -> None:
         for line in sys.stdin:
@@ -101,7 +103,7 @@ class SoakBus:
                 self._say(event="violation", id=key, goal=goal)
 
     def _say(self, **content: Any) -> None:
-        self._report.write(json.dumps({"t": time.monotonic(), **content}) + "\n")
+        self._report.write(json.dumps({"since": self._since, "t": time.monotonic(), **content}) + "\n")
         self._report.flush()
 
 

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tests.support.soak_watch import EpisodeTrace, Watch
+from tests.support.soak_watch import EpisodeTrace, Watch, waiting_s
 
-BLOCKED_S = 0.5  # the loop's own work beyond what its deadlines allow
+BLOCKED_S = 0.5  # that the loop may wait beyond what its deadlines allow
 
 
 class WatchedClock:
@@ -28,7 +28,7 @@ class WatchedClock:
         self.wall_offset_ns = 0
         self._trace: EpisodeTrace | None = None
         self._anchor_ns = 0
-        self._woke = 0.0
+        self._woke = self._waiting_s = 0.0
 
     def monotonic_ns(self) -> int:
         return time.monotonic_ns()
@@ -42,7 +42,7 @@ class WatchedClock:
             self._check(deadline_ns)
         while (left := deadline_ns - time.monotonic_ns()) > 0:
             time.sleep(left / 1e9)
-        self._woke, watch.driver_s = time.monotonic(), 0.0
+        self._woke, self._waiting_s, watch.driver_s = time.monotonic(), waiting_s(), 0.0
 
     def _check(self, deadline_ns: int) -> None:
         watch = self._watch
@@ -50,9 +50,9 @@ class WatchedClock:
         if self._trace is not trace:
             self._trace, self._anchor_ns = trace, deadline_ns
         else:
-            worked = time.monotonic() - self._woke - watch.driver_s
-            if worked > self._allowed_s + BLOCKED_S and not watch.is_starved(self._woke):
-                watch.violations.report("blocked", f"{worked:.3f} s between two sleeps of the loop")
+            waited = waiting_s() - self._waiting_s - watch.driver_s
+            if waited > self._allowed_s + BLOCKED_S and not watch.is_starved(self._woke):
+                watch.violations.report("blocked", f"the loop waited for {waited:.3f} s between two of its sleeps")
         since = deadline_ns - self._anchor_ns
         if since % self._command_ns:
             watch.violations.report("schedule", f"deadline {since} ns after the anchor is not on the grid")

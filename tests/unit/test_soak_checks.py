@@ -188,8 +188,8 @@ def test_a_schedule_that_lets_lateness_add_up_is_found(tmp_path: Path, monkeypat
 
 def test_the_wire_shows_goals_beyond_limits_and_motors_on_outside_episodes() -> None:
     lines = [
-        {"t": 1.5, "event": "on", "id": 1},
-        {"t": 2.5, "event": "on", "id": 2},
+        {"since": 1.4, "t": 1.5, "event": "on", "id": 1},
+        {"since": 2.4, "t": 2.5, "event": "on", "id": 2},
         {"t": 3.0, "event": "off", "id": 2},
     ]
     assert check_bus(lines, [(1.0, 3.0)]) == []
@@ -214,8 +214,18 @@ def test_a_violation_makes_the_exit_code_and_tells_the_seed(
     code = conclude({"ticks": 10, "violations": violations}, [(1.0, fault)], "python benchmarks/soak.py --seed 3")
     output, errors = capsys.readouterr()
     assert code == len(violations)
+    assert "too busy" not in output
     if violations:
         assert "VIOLATION velocity: 0.2 too much" in output
         assert fault.kind in output
         assert "1.0 command" in output
         assert "--seed 3" in errors
+
+
+def test_a_run_in_which_the_policies_hardly_acted_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    summary = {"periods": 100, "steps_by_policy": {"policy 1": 4, "policy 2": 5, "local": 50}, "violations": []}
+    assert conclude(summary, [], "") == 0
+    assert "acted in 9 of 100 periods" in capsys.readouterr().out
+    summary["steps_by_policy"] = {"policy 1": 10}
+    assert conclude(summary, [], "") == 0
+    assert "periods: too busy" not in capsys.readouterr().out
