@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import select
-import time
 from collections.abc import Callable
 
 import zmq
 
 from deploy.protocol import MAX_FRAME_BYTES, Message, encode
-from deploy.raw_socket import NOBLOCK, has_input, receive_parts
+from deploy.raw_socket import NOBLOCK, receive_parts, wait_busily
 from deploy.security import ClientSecurity, require_safe, secure_client
 from mpo_robot.errors import ConfigError
 
 HIGH_WATER_MARK = 16  # messages; a request that waits behind more than this is useless anyway
-# Not reached by any honest server: with a full queue and a heartbeat due, libzmq 4.3.5 aborts when the connection breaks.
+# Not reached by any honest server: with a full queue and a heartbeat due, libzmq 4.3.5 aborts when a connection breaks.
 _RECEIVE_MARK = 100_000
 _SELECT_LIMIT = 1024  # select() is the only wait with better than millisecond resolution, and takes no larger fd
 _WRITABLE_POLL_MS = 20
@@ -96,21 +94,11 @@ class ClientLink:
         A message of several parts, which this protocol never sends, comes out as an empty frame.
         """
         if self._spin_ns and deadline_ns:
-            self._spin(deadline_ns)
+            wait_busily(self._socket, min(self._spin_ns, deadline_ns - self._clock()))
         parts = self._wait(deadline_ns)
         if parts is None:
             return None
         return parts[0] if len(parts) == 1 else b""
-
-    def _spin(self, deadline_ns: int) -> None:
-        """Look for a message again and again: a thread that sleeps takes tens of microseconds to wake up.
-
-        Always on the system's clock, so that it ends. Threads of the same priority on this CPU, the transport's own
-        among them, get their turn in between.
-        """
-        until_ns = time.monotonic_ns() + min(self._spin_ns, deadline_ns - self._clock())
-        while not has_input(self._socket) and time.monotonic_ns() < until_ns:
-            os.sched_yield()
 
     def _wait(self, deadline_ns: int) -> list[bytes] | None:
         """Block in the socket itself as long as its whole milliseconds allow: that wakes up soonest. Then `select`."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import time
+
 import zmq
 
 NOBLOCK = int(zmq.NOBLOCK)
@@ -26,6 +29,17 @@ def has_input(socket: zmq.Socket[bytes]) -> bool:
     return bool(int(socket.get(_EVENTS)) & _POLLIN)
 
 
+def wait_busily(socket: zmq.Socket[bytes], duration_ns: int) -> None:
+    """Look for a message again and again, for so long: a thread that sleeps takes tens of microseconds to wake up.
+
+    Always on the system's clock, so that it ends. Threads of the same priority on this CPU, the transport's own among
+    them, get their turn in between.
+    """
+    until_ns = time.monotonic_ns() + duration_ns
+    while not has_input(socket) and time.monotonic_ns() < until_ns:
+        os.sched_yield()
+
+
 def receive_from(socket: zmq.Socket[bytes], with_key: bool, flags: int = 0) -> tuple[bytes, list[bytes], str]:
     """Connection, parts and proven public key (Z85; empty if not `with_key`) of the next message to a ROUTER.
 
@@ -34,11 +48,11 @@ def receive_from(socket: zmq.Socket[bytes], with_key: bool, flags: int = 0) -> t
     """
     route = socket.recv(flags)
     if not with_key:
-        parts: list[bytes] = []
+        parts = [socket.recv(flags)]  # a message has at least one part
         while socket.get(_RCVMORE):
             parts.append(socket.recv(flags))
         return route, parts, ""
-    frames: list[zmq.Frame] = []
+    frames = [socket.recv(flags, copy=False)]
     while socket.get(_RCVMORE):
         frames.append(socket.recv(flags, copy=False))
     return route, [frame.bytes for frame in frames], _key_of(frames)

@@ -23,7 +23,7 @@ from deploy.operations import Operations
 from deploy.policy_store import PolicyStore
 from deploy.protocol import ActRequest, AnyMessage, BeginEpisode, ErrorCode, Hello, Message
 from deploy.rate_limit import RateLimiter
-from deploy.raw_socket import NOBLOCK, NOBLOCK_MORE, has_input, receive_from
+from deploy.raw_socket import NOBLOCK, NOBLOCK_MORE, has_input, receive_from, wait_busily
 from deploy.registry import PolicyRegistry
 from deploy.security import require_safe, secure_server
 from deploy.server_config import ServerConfig, ServerStatistics
@@ -84,6 +84,8 @@ class PolicyServer:
         self._clock = clock
         self._stopping = False
         self._timeout_ms = -1
+        self._spin_ns = round(self.config.spin_s * 1e9)
+        self._actions = 0  # answered when the server last waited
         self._next_look_ns = 0
         self._key_checker = None
         self.endpoint = ""  # until it is bound
@@ -113,6 +115,9 @@ class PolicyServer:
         """Wait at most `timeout_ms` for messages, answer what has come, and do what is due."""
         if timeout_ms != self._timeout_ms:
             self._socket.rcvtimeo = self._timeout_ms = timeout_ms
+        if self._spin_ns and self.statistics.actions != self._actions:
+            self._actions = self.statistics.actions
+            wait_busily(self._socket, self._spin_ns)
         try:
             first = self._receive()  # waits with less overhead than a poll before it
         except zmq.Again:

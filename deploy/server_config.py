@@ -24,6 +24,8 @@ class ServerConfig:
         registry_poll_s: How often the registry is looked at while no episode begins.
         realtime_priority: 1 to 99 asks the operating system for this real-time priority (SCHED_FIFO), so that other
             programs do not delay answers; policies load at one less. 0 runs as a normal program.
+        spin_s: Behind each action, busy-wait this long for the next message before sleeping until one comes: the answer
+            is there sooner, and a core is busy while a robot asks that often. For real-time priority or a spare core.
         max_rate_hz: Messages per second that one robot may send in the long run; a large one counts as several, and
             what is no action request as 25 or more. Further ones are dropped. 0 does not limit.
         rate_burst: Messages that it may send at once.
@@ -44,6 +46,7 @@ class ServerConfig:
     session_idle_s: float = 60.0
     registry_poll_s: float = 0.5
     realtime_priority: int = 0
+    spin_s: float = 0.0
     max_rate_hz: float = 10_000.0
     rate_burst: int = 2_000
     approved_policies: Path | None = None
@@ -59,6 +62,8 @@ class ServerConfig:
         for name in ("max_sessions", "sessions_per_key", "rate_burst"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0.0 <= self.spin_s <= 1.0:
+            raise ConfigError(f"spin_s must be 0 to 1, got {self.spin_s}")
         if not self.max_rate_hz >= 0:
             raise ConfigError(f"max_rate_hz must not be negative, got {self.max_rate_hz}; 0 does not limit")
         for name in ("session_idle_s", "registry_poll_s"):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import zmq
 
-from deploy import link as link_module
+from deploy import raw_socket
 from deploy.link import ClientLink
 from deploy.protocol import Ping, encode, header
 
@@ -79,7 +79,7 @@ def test_the_busy_wait_ends_after_its_time_and_never_outlasts_the_deadline(
     link, _ = connect(server, spin_ns)
     link._clock = lambda: 0  # deadlines are on the caller's clock, which stands still here
     looks = itertools.count(0, 100)  # the system's: 100 ns pass from look to look
-    monkeypatch.setattr(link_module, "time", SimpleNamespace(monotonic_ns=lambda: next(looks)))
+    monkeypatch.setattr(raw_socket, "time", SimpleNamespace(monotonic_ns=lambda: next(looks)))
     seen: list[int] = []
     monkeypatch.setattr(os, "sched_yield", lambda: seen.append(1))
     monkeypatch.setattr(link, "_wait", lambda deadline_ns: None)
