@@ -104,6 +104,7 @@ def test_live_numbers_and_a_robot_whose_name_is_markup(shared):
         assert (session["episode_id"], session["policy_version"]) == ("arm-0001", shared.new)
         client.end_episode(EpisodeOutcome(7, 3.5, 2, True, "safety"), PATIENCE_S)
         wait_until(lambda: bool(shared.state()["faults"]) and shared.state()["robots"][0]["state"] == "RUN")
+        wait_until(lambda: shared.state()["server"]["counters"]["outcomes"] == 1)
     state = shared.state()
     assert state["server"]["counters"]["actions"] == 7
     assert max(point[1] for point in state["series"]) > 0
@@ -124,7 +125,7 @@ def test_estop_stops_the_robot_at_once_and_is_audited(tmp_path):
         (entry,) = audit(page)
         assert (entry["event"], entry["reason"], entry["robots"]) == ("estop", "smoke", {"arm": "stopped"})
         wait_until(lambda: page.state()["robots"][0]["state"] == "FAULT")
-        assert page.state()["audit"][0]["event"] == "estop"
+        wait_until(lambda: page.state()["audit"][0]["event"] == "estop")
         page.request("POST", "/api/estop", {})
         assert len(audit(page)) == 2
         # A robot that does not answer is not said to be stopped, and the audit being out of reach stops no stop.
