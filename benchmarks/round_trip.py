@@ -44,7 +44,8 @@ HIDDEN = (256, 256)
 DEADLINE_NS = 1_000_000_000
 IN_PROCESS = "policy in process"
 PLAIN, CURVE = "ours", "ours, CURVE"
-PLAIN_SPIN, CURVE_SPIN = "ours, server.spin_s", "ours, CURVE, server.spin_s"
+SPIN = ", spin_s"  # behind the name of those whose client and server wait busily
+CURVE_SPIN = CURVE + SPIN
 SPIN_S = 0.001
 THEIRS = {"zmq": "REQ/REP, msgpack", "websocket": "websocket, msgpack", "grpc": "gRPC unary"}
 BAR_P50_US = 200.0
@@ -77,8 +78,8 @@ def open_ways(policy: Path, folder: Path, priority: int, misses: Misses) -> Iter
         ways: dict[str, Way] = {IN_PROCESS: (lambda index: local.answer(observations[index % 256]), os.getpid())}
         keys = _make_keys(folder)
         for name, security, arguments in ((PLAIN, None, ()), (CURVE, *keys)):
-            server = stack.enter_context(_serve(policy, priority, arguments))
-            for suffix, spin_s in (("", 0.0), (", server.spin_s", SPIN_S)):
+            for suffix, spin_s in (("", 0.0), (SPIN, SPIN_S)):
+                server = stack.enter_context(_serve(policy, priority, (*arguments, f"spin_s={spin_s}")))
                 client = stack.enter_context(PolicyClient(server.endpoint, SPEC, security=security, spin_s=spin_s))
                 client.begin_episode("benchmark", 10.0)
                 ways[name + suffix] = misses.counted(_act_of(client, observations)), server.process.pid
