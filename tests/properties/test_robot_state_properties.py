@@ -49,9 +49,8 @@ class AnyEvents(RuleBasedStateMachine):
             assert self.machine.state is before, "a refused event changed the state"
             assert event not in (Event.ESTOP, Event.FAULT, Event.STOP), "halting must always be possible"
             return
-        if event in (Event.ESTOP, Event.FAULT):
-            self.armed = False
-        elif event is Event.DISCONNECTED and before in (State.HOMING, State.READY, State.RUN, State.FALLBACK):
+        moving = (State.HOMING, State.READY, State.RUN, State.FALLBACK)
+        if event in (Event.ESTOP, Event.FAULT) or (event is Event.DISCONNECTED and before in moving):
             self.armed = False
         elif event is Event.REARM:
             assert before is State.FAULT

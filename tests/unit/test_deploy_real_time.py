@@ -43,7 +43,7 @@ def test_each_field_asks_for_its_part_and_refusals_are_told(calls: list[object])
 
 
 def test_required_refuses_to_go_on(calls: list[object]) -> None:
-    with pytest.raises(ConfigError, match="no permission for memory.*CAP_IPC_LOCK"):
+    with pytest.raises(ConfigError, match=r"no permission for memory.*CAP_IPC_LOCK"):
         use_real_time(RealTimeConfig(lock_memory=True, required=True))
 
 
@@ -55,7 +55,7 @@ def test_older_key_of_the_priority_still_counts() -> None:
 
 @pytest.mark.parametrize("settings", [{"priority": 100}, {"priority": -1}, {"cpus": (-1,)}])
 def test_senseless_settings_are_refused(settings: dict) -> None:
-    with pytest.raises(ConfigError, match="loop.real_time"):
+    with pytest.raises(ConfigError, match=r"loop\.real_time"):
         RealTimeConfig(**settings)
 
 
