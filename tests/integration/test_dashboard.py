@@ -99,9 +99,12 @@ def test_live_numbers_and_a_robot_whose_name_is_markup(shared):
         client.begin_episode("arm-0001", PATIENCE_S)
         for step in range(7):
             assert act(client, step) is not None
-        wait_until(lambda: (shared.state()["server"] or {"sessions": []})["sessions"] != [])
-        (session,) = shared.state()["server"]["sessions"]
-        assert (session["episode_id"], session["policy_version"]) == ("arm-0001", shared.new)
+
+        def sessions():
+            found = (shared.state()["server"] or {"sessions": []})["sessions"]
+            return [(item["episode_id"], item["step_index"], item["policy_version"]) for item in found]
+
+        wait_until(lambda: sessions() == [("arm-0001", 6, shared.new)])
         client.end_episode(EpisodeOutcome(7, 3.5, 2, True, "safety"), PATIENCE_S)
         wait_until(lambda: bool(shared.state()["faults"]) and shared.state()["robots"][0]["state"] == "RUN")
         wait_until(lambda: shared.state()["server"]["counters"]["outcomes"] == 1)
