@@ -69,7 +69,7 @@ def collect(path: Path) -> dict[str, Any]:
         "best_return": max(value for _, value in curve),
         f"return_at_{SAMPLE_STEPS}": dict(curve).get(SAMPLE_STEPS),
         "wall_time_s": float(rows[-1]["wall_time_s"]),
-        "command": record["command"][1:],
+        "command": [Path(word).name if Path(word).is_absolute() else word for word in record["command"][1:]],
         "git": record["git"],
         "versions": record["versions"],
         "machine": record["machine"],
@@ -80,13 +80,17 @@ def collect(path: Path) -> dict[str, Any]:
 def plot(runs: list[dict[str, Any]]) -> None:
     """One panel per task, one line per seed, the bar dashed."""
     tasks = sorted({run["task"] for run in runs})
-    figure, axes = plt.subplots(1, len(tasks), figsize=(4.2 * len(tasks), 3.4), squeeze=False)
-    for axis, task in zip(axes[0], tasks):
+    columns = min(len(tasks), 3)
+    rows = -(-len(tasks) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 3.2 * rows), squeeze=False)
+    for unused in axes.flat[len(tasks) :]:
+        unused.set_visible(False)
+    for axis, task in zip(axes.flat, tasks):
         for run in (run for run in runs if run["task"] == task):
             with (RESULTS / run["curve"]).open() as stream:
-                rows = list(csv.DictReader(stream))
-            steps = [int(row["environment_steps"]) / 1000 for row in rows]
-            axis.plot(steps, [float(row["return_mean"]) for row in rows], label=f"seed {run['seed']}")
+                evaluations = list(csv.DictReader(stream))
+            steps = [int(row["environment_steps"]) / 1000 for row in evaluations]
+            axis.plot(steps, [float(row["return_mean"]) for row in evaluations], label=f"seed {run['seed']}")
         if BARS.get(task):
             axis.axhline(BARS[task][0], color="gray", linestyle="--", linewidth=1, label="bar")
         axis.set(title=task.partition(":")[2], xlabel="environment steps (thousands)", ylabel="return, mean action")
