@@ -77,13 +77,16 @@ class Applied(NamedTuple):
     stale: int
 
 
-def check_commands(commands: FloatArray, readings: npt.NDArray[np.int64], expected: FloatArray) -> Applied:
+def check_commands(
+    commands: FloatArray, readings: npt.NDArray[np.int64], expected: FloatArray, start: FloatArray
+) -> Applied:
     """Which commands were fresh, held or stale.
 
     Args:
         commands: [T, A] as sent.
         readings: [T] index of the reading that was the newest when each was sent.
         expected: [R, A] the policy's command for each reading.
+        start: [A] what is held if the first period has no action: the safe pose.
 
     Raises:
         ValueError: two readings have nearly the same command, so that nothing could be told apart.
@@ -92,8 +95,7 @@ def check_commands(commands: FloatArray, readings: npt.NDArray[np.int64], expect
     if distance.min() < 10 * TOLERANCE:
         raise ValueError("two readings have nearly the same command")
     fresh = np.abs(commands - expected[readings]).max(-1) < TOLERANCE
-    held = np.zeros(len(commands), bool)
-    held[1:] = ~fresh[1:] & (commands[1:] == commands[:-1]).all(-1)
+    held = ~fresh & (commands == np.concatenate([start[None], commands])[:-1]).all(-1)
     return Applied(int(fresh.sum()), int(held.sum()), int((~fresh & ~held).sum()))
 
 
@@ -245,7 +247,7 @@ def run_loop(policy: OnnxPolicy, source: ActionSource, name: str, rate_hz: int, 
         "ticks": result.steps,
         **times,
         **{key: summary[key] for key in counters},
-        "applied": check_commands(robot.commands, robot.newest, expected)._asdict(),
+        "applied": check_commands(robot.commands, robot.newest, expected, robot.safe_pose_command())._asdict(),
         "histograms_us": {key: summary["histograms_us"][key] for key in ("jitter", "latency")},
         **ended,
     }

@@ -18,7 +18,7 @@ EXPECTED = np.array([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]], np.float32)  # the com
 
 
 def check(commands: list[list[float]], readings: list[int]) -> Applied:
-    return check_commands(np.array(commands, np.float32), np.array(readings), EXPECTED)
+    return check_commands(np.array(commands, np.float32), np.array(readings), EXPECTED, np.zeros(2, np.float32))
 
 
 def test_actions_for_the_newest_reading_are_fresh() -> None:
@@ -29,11 +29,15 @@ def test_the_command_before_again_is_held() -> None:
     assert check([[2.0, 3.0], [2.0, 3.0], [2.0, 3.0], [4.0, 5.0]], [1, 2, 0, 2]) == Applied(fresh=2, held=2, stale=0)
 
 
+def test_the_first_period_may_hold_the_safe_pose() -> None:
+    assert check([[0.0, 0.0], [4.0, 5.0]], [1, 2]) == Applied(fresh=1, held=1, stale=0)
+
+
 @pytest.mark.parametrize(
     ("commands", "readings"),
     [
         ([[2.0, 3.0], [4.0, 5.0], [2.0, 3.0]], [1, 2, 0]),  # the action for a reading before the newest
-        ([[4.0, 5.0]], [1]),  # the first command has none before it to hold
+        ([[4.0, 5.0]], [1]),  # before the first command there is the safe pose only
         ([[2.0, 3.0], [2.0, 3.1]], [1, 2]),  # nearly held
         ([[0.0, 1.0], [2.0, 1.0]], [0, 1]),  # half of the action
     ],
@@ -44,7 +48,7 @@ def test_anything_else_is_stale(commands: list[list[float]], readings: list[int]
 
 def test_readings_that_cannot_be_told_apart_are_refused() -> None:
     with pytest.raises(ValueError, match="nearly the same"):
-        check_commands(EXPECTED, np.arange(3), np.ones((3, 2), np.float32))
+        check_commands(EXPECTED, np.arange(3), np.ones((3, 2), np.float32), np.zeros(2, np.float32))
 
 
 def test_a_short_run_of_the_loop_is_all_fresh_or_held(tmp_path: Path) -> None:
