@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from deploy.onnx_file import graph_hash
 from deploy.onnx_policy import OnnxPolicy
-from deploy.registry import PolicyRegistry, import_policy
+from deploy.registry import PolicyRegistry
+from deploy.registry_import import import_policy
 from mpo_robot.cli.main import main
 from mpo_robot.errors import ConfigError
 from tests.support.onnx_files import small_spec, write_linear_policy, write_mlp_policy
