@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deploy.log_config import FsyncPolicy, LogConfig
+from deploy.log_drain import drain
 from deploy.log_encoding import StepEncoder
 from deploy.log_file import Disk, LogFile, sync_directory
 from deploy.log_format import INVALID_STEP_TOPIC, STEP_TOPIC
@@ -39,6 +40,7 @@ class _End(NamedTuple):
 
 
 _Description = dict[str, Any]
+_Item = _Description | _Step | _End
 
 
 class EpisodeLogWriter:
@@ -78,7 +80,7 @@ class EpisodeLogWriter:
         self._config = config or LogConfig()
         self._encoder = StepEncoder(spec, self._config)
         self._disk = disk or Disk()
-        self._queue: queue.SimpleQueue[_Description | _Step | _End] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._offered = 0  # these two are counted by the appending thread,
         self._refused = 0
         self._lost = 0  # all others by the writer thread
@@ -193,27 +195,13 @@ class EpisodeLogWriter:
 
     def _serve(self) -> None:
         while True:
-            items = [self._queue.get()]
-            if self._config.flush_interval_s > 0 and not isinstance(items[0], _End):
-                items += self._collect(self._config.flush_interval_s)
-            while not self._queue.empty():
-                items.append(self._queue.get())
+            items = drain(self._queue, self._config.flush_interval_s, _End)
             self._write(items)
             if isinstance(items[-1], _End):
                 self._finish(items[-1].statistics)
                 return
 
-    def _collect(self, seconds: float) -> list[_Description | _Step | _End]:
-        items: list[_Description | _Step | _End] = []
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0 and not (items and isinstance(items[-1], _End)):
-            try:
-                items.append(self._queue.get(timeout=left))
-            except queue.Empty:
-                break
-        return items
-
-    def _write(self, items: Sequence[_Description | _Step | _End]) -> None:
+    def _write(self, items: Sequence[_Item]) -> None:
         for item in items:
             if isinstance(item, dict):
                 self._description = item

@@ -101,6 +101,7 @@ def test_missing_library_is_named_with_what_to_do(
     assert f"mpo-robot[{package}]" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning")  # LeRobot's own
 def test_lerobot_reads_back_what_was_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     module = pytest.importorskip(
         "lerobot.datasets.lerobot_dataset",
