@@ -92,17 +92,18 @@ class PolicyStore:
 
     def version(self, version: str) -> Future[Served]:
         """A version by name, which must still be in the registry or in memory; fails with ConfigError otherwise."""
-        policy = self._loaded.get(version)
+        loading = self._loading.get(version)  # however many ask, one load
+        if loading is not None and not loading.done():
+            return loading
+        policy = self._loaded.get(version)  # asked after `done`: a load that ends in between is found here
         if policy is not None:
             return _done(Served(policy))
         if not self._registry.has(version):
             failed: Future[Served] = Future()
             failed.set_exception(ConfigError(f"policy version {version[:12]} is not in the registry any more"))
             return failed
-        loading = self._loading.get(version)
-        if loading is None or loading.done():  # however many ask, one load
-            loading = self._worker.submit(lambda: Served(self._load(version)))
-            self._loading = {version: loading, **{key: item for key, item in self._loading.items() if not item.done()}}
+        loading = self._worker.submit(lambda: Served(self._load(version)))
+        self._loading = {version: loading, **{key: item for key, item in self._loading.items() if not item.done()}}
         return loading
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
