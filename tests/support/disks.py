@@ -13,16 +13,27 @@ class SmallDisk(Disk):
     """Takes `capacity` bytes in all, then as many as `capacity` is raised by; writes short before it refuses."""
 
     def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
+        self._lock = threading.Lock()  # a test may see the bytes in the file before the write is accounted for
+        self._capacity = capacity
         self.refusals = 0
 
+    @property
+    def capacity(self) -> int:
+        """Bytes that still fit."""
+        return self._capacity
+
+    @capacity.setter
+    def capacity(self, value: int) -> None:
+        with self._lock:
+            self._capacity = value
+
     def write(self, descriptor: int, data: memoryview) -> int:
-        with data[: self.capacity] as part:
+        with self._lock, data[: self._capacity] as part:
             if not part:
                 self.refusals += 1
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             written = super().write(descriptor, part)
-        self.capacity -= written
+            self._capacity -= written
         return written
 
 
