@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from mpo_robot.cli.compare_table import Runs, write_comparison
-from mpo_robot.cli.trainings import Training, parse_seeds, plan_training, run_trainings
+from mpo_robot.cli.trainings import Training, parse_seeds, plan_training, train_missing
 from mpo_robot.errors import ConfigError
 from mpo_robot.run_folder import RunFolder
 
@@ -50,17 +49,11 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Execute the command: train what is missing, then write and print the comparison."""
     directory = args.dir or Path("runs/compare")
     plans = make_plans(args, directory, overrides)
-    missing = [plan.training for plan in plans if not plan.training.is_finished]
-    print(f"{len(plans)} trainings in {directory}, {len(plans) - len(missing)} finished already", flush=True)
-    outcome = run_trainings(missing, args.jobs)
-    if outcome.interrupted:
-        raise KeyboardInterrupt
-    for training in outcome.failed:
-        print(f"failed: {training.folder.path}, see {training.log_file}", file=sys.stderr)
+    failed = train_missing([plan.training for plan in plans], directory, args.jobs)
     finished = [plan for plan in plans if plan.training.is_finished]
     runs = Runs.collect([(plan.algorithm, plan.task, plan.seed, plan.training.folder) for plan in finished])
     print(write_comparison(directory, runs, args.steps, args.score_range))
-    return 1 if outcome.failed else 0
+    return 1 if failed else 0
 
 
 def make_plans(args: argparse.Namespace, directory: Path, overrides: Sequence[str]) -> list[Plan]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import csv
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mpo_robot.cli.trainings import Training, parse_seeds, plan_training, run_trainings
+from mpo_robot.cli.trainings import Training, parse_seeds, plan_training, train_missing
 from mpo_robot.config import parse_scalar, to_dict
 from mpo_robot.errors import ConfigError
 from mpo_robot.report.sensitivity_chart import Variation, draw_sensitivity
@@ -57,16 +56,10 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Execute the command: train what is missing, then write and print the study."""
     directory = args.dir or Path("runs/sensitivity")
     plans, base_values = make_plans(args, directory, overrides)
-    missing = [plan.training for plan in plans if not plan.training.is_finished]
-    print(f"{len(plans)} trainings in {directory}, {len(plans) - len(missing)} finished already", flush=True)
-    outcome = run_trainings(missing, args.jobs)
-    if outcome.interrupted:
-        raise KeyboardInterrupt
-    for training in outcome.failed:
-        print(f"failed: {training.folder.path}, see {training.log_file}", file=sys.stderr)
+    failed = train_missing([plan.training for plan in plans], directory, args.jobs)
     finished = [plan for plan in plans if plan.training.is_finished]
     print(write_study(directory, finished, base_values, args.steps))
-    return 1 if outcome.failed else 0
+    return 1 if failed else 0
 
 
 def make_plans(

@@ -143,6 +143,22 @@ def run_trainings(
     return Outcome(failed, bool(requests))
 
 
+def train_missing(trainings: Sequence[Training], directory: Path, jobs: int) -> list[Training]:
+    """Train those of a study in `directory` that are not finished; returns the ones that failed, which are named.
+
+    Raises:
+        KeyboardInterrupt: all were asked to stop, and have saved.
+    """
+    missing = [training for training in trainings if not training.is_finished]
+    print(f"{len(trainings)} trainings in {directory}, {len(trainings) - len(missing)} finished already", flush=True)
+    outcome = run_trainings(missing, jobs)
+    if outcome.interrupted:
+        raise KeyboardInterrupt
+    for training in outcome.failed:
+        print(f"failed: {training.folder.path}, see {training.log_file}", file=sys.stderr)
+    return outcome.failed
+
+
 def _ended_well(training: Training, code: int, asked_to_stop: bool) -> bool:
     if asked_to_stop:
         return code in (0, -signal.SIGTERM)  # the latter: it had not begun yet
