@@ -29,11 +29,11 @@ setup: $(dev_stamp)  ## make .venv with everything to train, test and develop
 demo: $(train_stamp)  ## run the whole loop: train, export, serve, robot, log, learn, report
 	$(bin)/mpo-robot demo
 
-test: $(dev_stamp)  ## run the tests that take seconds each
-	$(bin)/python -m pytest
+test: $(dev_stamp)  ## run the tests that take seconds each, one process per core
+	$(bin)/python -m pytest -n auto --dist worksteal
 
 test-all: $(dev_stamp)  ## run also the slow tests
-	$(bin)/python -m pytest -m "not gpu and not hardware and not network"
+	$(bin)/python -m pytest -n auto --dist worksteal -m "not gpu and not hardware and not network"
 
 check: $(dev_stamp)  ## format, lint, types, import contracts, spelling; writes nothing
 	$(bin)/ruff format --check .
