@@ -10,6 +10,7 @@ import zmq
 
 from deploy.allow_list import AllowList
 from deploy.key_files import load_public, load_secret
+from deploy.trusted_files import require_trusted
 from deploy.zap import DOMAIN, KeyChecker
 from mpo_robot.errors import ConfigError
 
@@ -96,8 +97,11 @@ def secure_client(socket: zmq.Socket[bytes], security: ClientSecurity) -> None:
     """Turn on CURVE on a socket before it is connected.
 
     Raises:
-        ConfigError: keys that are missing, malformed or readable by others.
+        ConfigError: keys that are missing, malformed or readable by others, or a server's key that others can change:
+            whoever does decides which server it is.
     """
     public, secret = load_secret(security.secret_key)
     socket.curve_publickey, socket.curve_secretkey = public, secret
-    socket.curve_serverkey = load_public(security.server_key)
+    server_key = load_public(security.server_key)
+    require_trusted(security.server_key)
+    socket.curve_serverkey = server_key

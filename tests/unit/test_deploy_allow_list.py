@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import stat
 
@@ -70,8 +71,8 @@ def test_allow_and_revoke_are_followed_and_audited(made, allowed):
 
 
 def test_revoking_removes_the_key_under_all_its_names_and_roles(made, allowed):
-    for role in Role:
-        allowed.allow(made["robot1"][0], role)
+    allowed.allow(made["robot1"][0], Role.OPERATOR)
+    shutil.copy(made["robot1"][0], allowed.directory)
     shutil.copy(made["robot1"][0], allowed.directory / "alias.key")
     allowed.allow(made["robot2"][0], Role.ROBOT)
     assert allowed.find(load_public(made["robot1"][0]).decode()) is None  # not refreshed yet
@@ -108,16 +109,88 @@ def test_what_must_not_be_added(made, allowed, tmp_path):
         allowed.allow(tmp_path / "short.key", Role.ROBOT)
 
 
-def test_a_list_that_everybody_can_write_to_is_refused(made, allowed):
+@pytest.mark.parametrize("place", [".", "operators", "robot1.key", "operators/anna.key"])
+@pytest.mark.parametrize("mode", [0o777, 0o775])
+def test_a_list_that_others_can_change_is_refused(made, allowed, place, mode):
     with pytest.raises(ConfigError, match="keys allow"):
         allowed.require_usable()
+    allowed.allow(made["robot1"][0], Role.ROBOT)
     allowed.allow(made["anna"][0], Role.OPERATOR)
     allowed.require_usable()
-    for folder in (allowed.directory, allowed.directory / "operators"):
+    changed = allowed.directory / place
+    changed.chmod(mode)
+    with pytest.raises(ConfigError, match=f"chmod go-w {changed}"):
+        allowed.require_usable()
+    changed.chmod(0o755)
+    allowed.require_usable()
+
+
+def test_a_key_that_others_can_change_counts_for_nothing_while_they_can_and_is_told_once(made, allowed, caplog):
+    """As a local user would do it: their own key into a file that the administrator has opened to everyone."""
+    robot = load_public(made["robot2"][0]).decode()
+    allowed.allow(made["anna"][0], Role.OPERATOR)
+    allowed.allow(made["robot1"][0], Role.ROBOT)
+    assert allowed.refresh()
+    path = allowed.directory / "operators" / "anna.key"
+    path.chmod(0o666)
+    path.write_bytes(made["robot2"][0].read_bytes())
+    assert allowed.refresh()
+    assert allowed.find(robot) is None
+    assert names(allowed) == [("robot1", Role.ROBOT)]
+    assert [entry.name for entry in allowed.revoke("robot1")] == ["robot1"]
+    assert allowed.refresh()  # another reading
+    assert caplog.text.count("every user can write") == 1
+    path.chmod(0o644)
+    path.write_bytes(made["anna"][0].read_bytes())
+    assert names(allowed) == [("anna", Role.OPERATOR)]
+    path.chmod(0o666)
+    assert allowed.refresh()
+    assert caplog.text.count("every user can write") == 2
+
+
+def test_a_list_that_others_can_change_while_the_server_runs_allows_nobody(made, allowed, caplog):
+    allowed.allow(made["anna"][0], Role.OPERATOR)
+    allowed.allow(made["robot1"][0], Role.ROBOT)
+    for folder in (allowed.directory, allowed.directory / "operators", allowed.directory.parent):
         folder.chmod(0o777)
-        with pytest.raises(ConfigError, match=f"chmod o-w {folder}"):
-            allowed.require_usable()
+        assert names(allowed) == []
+        assert f"-w {folder}`" in caplog.text
         folder.chmod(0o755)
+        assert len(names(allowed)) == 2
+
+
+def test_a_link_to_a_key_counts_for_nothing(made, allowed):
+    allowed.allow(made["robot1"][0], Role.ROBOT)
+    (allowed.directory / "linked.key").symlink_to(made["robot2"][0])
+    assert names(allowed) == [("robot1", Role.ROBOT)]
+    with pytest.raises(ConfigError, match=r"linked\.key is a symbolic link: put a copy"):
+        allowed.require_usable()
+
+
+def test_what_is_added_can_be_relied_on_whatever_the_umask(made, allowed):
+    before = os.umask(0o002)
+    try:
+        allowed.allow(made["anna"][0], Role.OPERATOR)
+        allowed.allow(made["robot1"][0], Role.ROBOT)
+    finally:
+        os.umask(before)
+    allowed.require_usable()
+
+
+def test_a_name_has_one_key_and_one_role_and_a_key_one_name(made, allowed, tmp_path):
+    for role, other_role in ((Role.ROBOT, Role.OPERATOR), (Role.OPERATOR, Role.ROBOT)):
+        allowed.allow(made["anna"][0], role)
+        other, _ = create_keys(tmp_path / f"other-{role.value}", "anna")
+        with pytest.raises(ConfigError, match="another key of that name"):
+            allowed.allow(other, other_role)
+    assert names(allowed) == [("anna", Role.OPERATOR)]
+    assert not (allowed.directory / "anna.key").exists()  # no longer a robot too
+    with pytest.raises(ConfigError, match=f"stays one: .*keys revoke {allowed.directory} anna"):
+        allowed.allow(made["anna"][0], Role.ROBOT)
+    alias = shutil.copy(made["anna"][0], tmp_path / "alias.key")
+    with pytest.raises(ConfigError, match="that key is allowed already, as operator anna"):
+        allowed.allow(alias, Role.ROBOT)
+    assert names(allowed) == [("anna", Role.OPERATOR)]
 
 
 def test_a_list_that_is_gone_allows_nobody(made, allowed):

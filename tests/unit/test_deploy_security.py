@@ -4,6 +4,7 @@ import time
 import numpy as np
 import pytest
 
+from deploy.allow_list import AllowList, Role
 from deploy.client import PolicyClient, ServerTimeoutError
 from deploy.key_files import create_keys
 from deploy.security import ClientSecurity, is_local
@@ -46,8 +47,7 @@ def keys(tmp_path):
     """Key pairs of a server, an allowed robot and a stranger; only the robot is in the allow-list."""
     paths = {name: create_keys(tmp_path / "keys", name) for name in ("server", "robot", "stranger")}
     allow = tmp_path / "allow"
-    allow.mkdir()
-    (allow / "robot.key").write_bytes(paths["robot"][0].read_bytes())
+    AllowList(allow).allow(paths["robot"][0], Role.ROBOT)
     return paths, allow
 
 
@@ -119,6 +119,10 @@ def test_faulty_keys_are_named(keys, tmp_path):
         connect(secret, tmp_path / "absent.key")
     with pytest.raises(ConfigError, match="cannot read key file"):
         connect(secret, garbage)
+    server_key = paths["server"][0]
+    server_key.chmod(0o666)  # any local user could name another server
+    with pytest.raises(ConfigError, match=f"chmod go-w {server_key}"):
+        connect(secret, server_key)
     secret.chmod(0o644)
     with pytest.raises(ConfigError, match="chmod 600"):
         connect(secret, public)
