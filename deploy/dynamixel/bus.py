@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from deploy.dynamixel.control_table import Register
@@ -31,6 +31,10 @@ class BusError(RuntimeError):
     """The bus or a servo failed. While a robot runs, the control loop ends in the stop command and exit code 1."""
 
 
+class StoppedError(BusError):
+    """The robot was stopped before a transfer that could have moved it, so that was left out."""
+
+
 class Reply(NamedTuple):
     """A servo's answer to a sync read: its data, and whether it has a hardware error."""
 
@@ -41,14 +45,20 @@ class Reply(NamedTuple):
 class Bus:
     """Serial bus with the vendor's library behind it. Calls from several threads wait for each other.
 
+    A transfer that could move a motor asks `is_stopped` when the bus is its own and before it sends, every time it
+    tries: so it either ends before a stop of another thread begins to send, or does not happen.
+
     Attributes:
         missing: Servo answers that did not come in time, so far.
         damaged: Packets that came damaged, so far.
     """
 
-    def __init__(self, port: str, baud_rate: int, timeout_s: float) -> None:
+    def __init__(
+        self, port: str, baud_rate: int, timeout_s: float, is_stopped: Callable[[], bool] = lambda: False
+    ) -> None:
         """Remember the port; `timeout_s` bounds each sync read from its request to its last answer."""
         self._name, self._baud_rate, self._timeout_s = port, baud_rate, timeout_s
+        self._is_stopped = is_stopped
         self._lock = threading.Lock()
         self._port: Any = None
         self._handler: Any = None
@@ -107,6 +117,7 @@ class Bus:
         """Set a register of one servo.
 
         Raises:
+            StoppedError: the robot is stopped.
             BusError: it does not answer, or refuses.
         """
         data = _encode(register, value)
@@ -114,6 +125,7 @@ class Bus:
             if self._late:  # nothing in an acknowledgement says which write it belongs to
                 time.sleep(_SETTLE_S)
             with self._exclusive() as port:
+                self._require_not_stopped()
                 port.timeout_s = _ASK_TIMEOUT_S
                 result, error = self._handler.writeTxRx(port, identifier, register.address, register.size, data)
             self._late = result != 0
@@ -123,8 +135,13 @@ class Bus:
         raise BusError(f"servo {identifier} on {self._name} does not answer")
 
     def reboot(self, identifier: int) -> None:
-        """Send a servo the reboot instruction. Whether it obeyed shows when it answers again."""
+        """Send a servo the reboot instruction. Whether it obeyed shows when it answers again.
+
+        Raises:
+            StoppedError: the robot is stopped.
+        """
         with self._exclusive() as port:
+            self._require_not_stopped()
             port.timeout_s = _ASK_TIMEOUT_S
             self._handler.reboot(port, identifier)
 
@@ -163,15 +180,22 @@ class Bus:
         Args:
             register: Which.
             values: By id.
-            force: Send even if another thread hangs in a transfer.
+            force: Send even if the robot is stopped, or another thread hangs in a transfer. For stopping.
 
         Raises:
+            StoppedError: the robot is stopped.
             BusError: the port failed.
         """
         parameters = [byte for key, value in values.items() for byte in (key, *_encode(register, value))]
         with self._exclusive(force) as port:
+            if not force:
+                self._require_not_stopped()
             if self._handler.syncWriteTxOnly(port, register.address, register.size, parameters, len(parameters)) != 0:
                 raise BusError(f"the motor bus {self._name} does not take what is sent")
+
+    def _require_not_stopped(self) -> None:
+        if self._is_stopped():
+            raise StoppedError(f"the robot was stopped: nothing more is sent on {self._name}")
 
     def _replies(self, port: Any, identifiers: Sequence[int], size: int) -> dict[int, Reply]:
         """Whatever intact answers come, in any order, until all are there or the time is over."""

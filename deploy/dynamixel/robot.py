@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from deploy.dynamixel.body import BodySource
-from deploy.dynamixel.bus import Bus, BusError
+from deploy.dynamixel.bus import BusError, StoppedError
 from deploy.dynamixel.config import BodyConfig, DynamixelConfig
 from deploy.dynamixel.servos import ServoGroup
 from deploy.loading import load_name
@@ -37,12 +37,11 @@ class DynamixelRobot:
             RobotError: the body source cannot be loaded.
         """
         self._config, self._clock = config, clock
-        self._bus = Bus(config.port, config.baud_rate, config.timeout_s)
-        self._servos = ServoGroup(config, self._bus, clock)
+        self._servos = ServoGroup(config, clock)
+        self._bus = self._servos.bus
         self._body = None if config.body is None else load_body(config.body)
         self._body_size = 0 if self._body is None else sum(term.size for term in self._body.terms)
         self._spec = config.spec(() if self._body is None else self._body.terms)
-        self._stopped = True
         self._time_ns = 0
 
     @property
@@ -71,11 +70,12 @@ class DynamixelRobot:
         """Reboot servos with a hardware error, switch on, go to the home pose. `seed` changes nothing.
 
         Raises:
+            StoppedError: `stop` was called meanwhile.
             BusError: a servo fails.
         """
-        self._stopped = False
+        self._servos.stopped = False
         self._servos.recover()
-        self._servos.go_home(lambda: self._stopped)
+        self._servos.go_home()
         return self.read()._replace(reward=0.0)
 
     def send_command(self, command: FloatArray) -> FloatArray:
@@ -85,9 +85,10 @@ class DynamixelRobot:
         """
         if not np.isfinite(command).all():
             raise ValueError(f"the command is not finite: {command}")
-        if self._stopped:
+        try:
+            return self._servos.send(command).astype(np.float32)
+        except StoppedError:
             return self.safe_pose_command()
-        return self._servos.send(command).astype(np.float32)
 
     def read(self) -> Measurement:
         """One sync read of all servos, and the newest state of the body.
@@ -116,7 +117,7 @@ class DynamixelRobot:
         Raises:
             BusError: a servo says that it is still on, or the port failed.
         """
-        self._stopped = True
+        self._servos.stopped = True  # also unconnected
         if self._bus.is_open:
             self._servos.torque_off()
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deploy.dynamixel import control_table as table
-from deploy.dynamixel.bus import ATTEMPTS, Bus, BusError, Reply
+from deploy.dynamixel.bus import ATTEMPTS, Bus, BusError, Reply, StoppedError
 from deploy.dynamixel.config import DynamixelConfig, JointConfig
 from deploy.dynamixel.control_table import Register, describe_hardware_error
 from deploy.robot import RobotError
@@ -26,6 +26,9 @@ class ServoGroup:
     """All servos of one robot.
 
     Attributes:
+        bus: Theirs.
+        stopped: Set, nothing that could move a motor or switch it on is sent any more, even by a call of another
+            thread that is under way: it ends in `StoppedError`.
         position: Joint angles [J], rad; NaN for a servo that has not answered for longer than the age limit.
         velocity: Joint velocities [J], rad/s; likewise.
         effort: Motor currents [J], A, or loads (see the model), in the direction of the joint; likewise.
@@ -33,9 +36,11 @@ class ServoGroup:
         temperature: Of each servo [J], degrees Celsius; likewise.
     """
 
-    def __init__(self, config: DynamixelConfig, bus: Bus, clock: Callable[[], int] = time.monotonic_ns) -> None:
-        """Use an unopened or open bus; `clock` is the monotonic time in ns."""
-        self._config, self._bus, self._clock = config, bus, clock
+    def __init__(self, config: DynamixelConfig, clock: Callable[[], int] = time.monotonic_ns) -> None:
+        """The bus is not opened yet; `clock` is the monotonic time in ns."""
+        self._config, self._clock = config, clock
+        self.stopped = True
+        self.bus = self._bus = Bus(config.port, config.baud_rate, config.timeout_s, lambda: self.stopped)
         self._joints = config.joints
         self.ids = [joint.id for joint in config.joints]
         self._index = {identifier: index for index, identifier in enumerate(self.ids)}
@@ -86,6 +91,7 @@ class ServoGroup:
         """Reboot servos with a hardware error, as often as configured.
 
         Raises:
+            StoppedError: `stopped` was set meanwhile.
             BusError: an error does not go away, or a servo does not come back.
         """
         for joint in self._joints:
@@ -99,11 +105,12 @@ class ServoGroup:
                 self._bus.reboot(joint.id)
                 self._wait_for(joint)
 
-    def go_home(self, should_stop: Callable[[], bool]) -> None:
+    def go_home(self) -> None:
         """Switch the motors on where they are and lead the joints slowly to the home pose. Blocks.
 
         Raises:
-            BusError: a servo fails or does not arrive, or `should_stop`.
+            StoppedError: `stopped` was set meanwhile.
+            BusError: a servo fails or does not arrive.
         """
         self._spoke_ns = None
         self._write_all(table.BUS_WATCHDOG, [0] * len(self.ids))  # also clears one that has fired
@@ -118,8 +125,6 @@ class ServoGroup:
             self.send(self.home)
             time.sleep(_POLL_S)
             self.read()
-            if should_stop():
-                raise BusError("stopped on the way to the start pose")
             away = [
                 joint.name
                 for joint, error in zip(self._joints, np.abs(self.position - self.home))
@@ -150,6 +155,7 @@ class ServoGroup:
         """Set goals from joint angles [J], rad. What the servos got, after limits and rounding [J], rad.
 
         Raises:
+            StoppedError: `stopped` is set.
             BusError: the port failed, or the servos have stopped by themselves.
         """
         self._require_heard(self._clock())
@@ -160,13 +166,14 @@ class ServoGroup:
         return self._direction * ((goals - table.CENTER_PULSE) * table.RADIANS_PER_PULSE - self._offset)
 
     def torque_off(self) -> None:
-        """Switch all motors off, and look whether they are.
+        """Switch all motors off for good (see `stopped`), and look whether they are.
 
         A servo that does not answer cannot be looked at: it has been told several times, and its watchdog stops it.
 
         Raises:
             BusError: a servo says that it is still on, or the port failed.
         """
+        self.stopped = True
         self._spoke_ns = None
         unknown, still_on = set(self.ids), set[int]()
         for _ in range(_OFF_ATTEMPTS):
@@ -245,6 +252,8 @@ class ServoGroup:
         end = self._clock() + round(self._config.reboot_wait_s * 1e9)
         while True:
             time.sleep(_POLL_S)
+            if self.stopped:
+                raise StoppedError(f"stopped while {_name(joint)} was being rebooted")
             try:
                 self._hardware_error(joint.id)
             except BusError:

@@ -226,7 +226,7 @@ def test_stop_on_the_way_home_ends_the_start(robot, wire, monkeypatch):
         robot.stop()
 
     monkeypatch.setattr("time.sleep", sleep)
-    with pytest.raises(BusError, match="stopped on the way"):
+    with pytest.raises(BusError, match="the robot was stopped"):
         robot.start_episode()
     robot.stop()
     assert not any(servo.torque_enabled for servo in wire.servos.values())
