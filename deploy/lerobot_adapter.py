@@ -6,9 +6,11 @@ Shapes: O observation size, A action size.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -92,6 +94,13 @@ class LeRobotConfig:
             raise ConfigError("control_dt must be positive and homing_s not negative")
 
 
+_LOCK_S = 0.25
+
+
+class _StoppedError(RuntimeError):
+    """Nothing is sent any more: `stop` was called."""
+
+
 class LeRobotRobot:
     """A robot of lerobot behind the members of `deploy.robot.Robot`.
 
@@ -123,6 +132,7 @@ class LeRobotRobot:
             commands.append(TermSpec(name, 1, self._unit(name), (low,), (high,)))
         self._spec = PolicySpec(observed, tuple(commands), config.control_dt)
         self._stopped = True
+        self._lock = threading.Lock()  # of calls that can switch motors on or move them, against `stop`
         self._home = self._spec.command_center
 
     @property
@@ -141,18 +151,22 @@ class LeRobotRobot:
             raise RobotError("the robot is not calibrated: run lerobot-calibrate for it first")
 
     def start_episode(self, seed: int | None = None) -> Measurement:
-        """Lead the robot to its home pose; blocks for `homing_s`. `seed` changes nothing."""
-        if not self._robot.is_connected:
-            self.connect()
-        self._stopped = False
+        """Lead the robot to its home pose; blocks for `homing_s`. `seed` changes nothing.
+
+        Raises:
+            RobotError: it is not calibrated.
+            RuntimeError: `stop` was called meanwhile.
+        """
+        self._stopped = False  # first, so that a stop meanwhile stays
+        with self._unless_stopped():
+            if not self._robot.is_connected:
+                self.connect()
         present = self._robot.get_observation()
         start = np.array([self._present(name, present) for name in self._actions])
         home = [self._config.home.get(name, float(value)) for name, value in zip(self._actions, start)]
         self._home = np.clip(home, self._spec.command_low, self._spec.command_high).astype(np.float32)
         steps = max(1, math.ceil(self._config.homing_s / self._config.control_dt))
         for step in range(1, steps + 1):
-            if self._stopped:
-                raise RuntimeError("stopped on the way to the start pose")
             self._send(start + (self._home - start) * (step / steps))
             time.sleep(self._config.control_dt)
         return self.read()._replace(reward=0.0)
@@ -161,9 +175,10 @@ class LeRobotRobot:
         """Send goals [A], within the limits; what the robot says was really sent [A]. Nothing is sent after `stop`."""
         if not np.isfinite(command).all():
             raise ValueError(f"the command is not finite: {command}")
-        if self._stopped:
+        try:
+            return self._send(np.clip(command, self._spec.command_low, self._spec.command_high))
+        except _StoppedError:
             return self.safe_pose_command()
-        return self._send(np.clip(command, self._spec.command_low, self._spec.command_high))
 
     def read(self) -> Measurement:
         """One reading; a value that is missing is NaN. It takes as long as the robot's cameras, if it has any."""
@@ -179,15 +194,29 @@ class LeRobotRobot:
     def stop(self) -> None:
         """Disconnect, which is lerobot's only way to switch motors off."""
         self._stopped = True
-        if self._robot.is_connected:
-            self._robot.disconnect()
+        locked = self._lock.acquire(timeout=_LOCK_S)  # a call that hangs does not keep it from being tried
+        try:
+            if self._robot.is_connected:
+                self._robot.disconnect()
+        finally:
+            if locked:
+                self._lock.release()
 
     def disconnect(self) -> None:
         """The same."""
         self.stop()
 
+    @contextlib.contextmanager
+    def _unless_stopped(self) -> Iterator[None]:
+        """Keep `stop` out, unless it was called before."""
+        with self._lock:
+            if self._stopped:
+                raise _StoppedError("the robot was stopped")
+            yield
+
     def _send(self, command: Any) -> FloatArray:
-        sent = self._robot.send_action(dict(zip(self._actions, np.asarray(command, np.float64).tolist())))
+        with self._unless_stopped():
+            sent = self._robot.send_action(dict(zip(self._actions, np.asarray(command, np.float64).tolist())))
         if missing := [name for name in self._actions if name not in sent]:
             raise RuntimeError(f"send_action does not say what it sent for {', '.join(missing)}")
         return np.array([sent[name] for name in self._actions], np.float32)

@@ -128,19 +128,19 @@ class SimulatedRobot:
         self._connected = True
 
     def start_episode(self, seed: int | None = None) -> Measurement:
-        """Put the task in a start state; its first reading.
+        """Put the task in a start state; its first reading. After a `stop` meanwhile the motors are off.
 
         Raises:
             RuntimeError: not connected.
         """
         if not self._connected:
             raise RuntimeError("connect the simulated robot before starting an episode")
+        self._stopped = False  # first, so that a stop meanwhile stays
         if seed is None and not self._seeded:
             seed = self._config.seed
         self._seeded = True
         observation, info = self._environment.reset(seed)
         self._rest = self._command = rest_control(self._environment.backend.model, self._environment.backend.data)
-        self._stopped = False
         self._last = Measurement(observation, self._pace.start(), 0.0, False, False, plain(info))
         return self._last
 

@@ -355,3 +355,15 @@ def test_more_commands_than_physics_steps_are_refused():
     SimulatedRobot(SimulatedRobotConfig(WALKER, commands_per_period=11, real_time=True))
     with pytest.raises(ConfigError, match="at least 1"):
         SimulatedRobotConfig(WALKER, commands_per_period=0)
+
+
+def test_a_stop_while_an_episode_starts_is_not_forgotten(monkeypatch) -> None:
+    robot = ready(CARTPOLE)
+    reset = robot._environment.reset
+    monkeypatch.setattr(robot._environment, "reset", lambda seed: (robot.stop(), reset(seed))[1])
+    robot.start_episode()
+    robot.read()
+    np.testing.assert_array_equal(robot.send_command(robot.spec.command_high), robot.safe_pose_command())
+    monkeypatch.undo()
+    robot.start_episode()
+    np.testing.assert_array_equal(robot.send_command(robot.spec.command_high), robot.spec.command_high)

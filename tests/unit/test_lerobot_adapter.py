@@ -3,6 +3,7 @@ where it is installed."""
 
 import importlib.util
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -101,9 +102,31 @@ def test_stop_on_the_way_home(monkeypatch):
     fake, robot = arm()
     robot.connect()
     monkeypatch.setattr("deploy.lerobot_adapter.time.sleep", lambda seconds: robot.stop())
-    with pytest.raises(RuntimeError, match="stopped on the way"):
+    with pytest.raises(RuntimeError, match="was stopped"):
         robot.start_episode()
     assert fake.calls[-1] == "disconnect"
+
+
+@pytest.mark.parametrize("where", ["connect", "get_observation", "send_action"])
+def test_a_stop_in_any_call_of_the_way_home_is_the_last_word(where):
+    fake, robot = arm()
+    call, stops = getattr(fake, where), []
+
+    def stopped_meanwhile(*arguments, **settings):
+        if not stops:
+            stops.append(threading.Thread(target=robot.stop))
+            stops[0].start()
+            while not robot._stopped:
+                threading.Event().wait(1e-4)
+        return call(*arguments, **settings)
+
+    setattr(fake, where, stopped_meanwhile)
+    with pytest.raises((RuntimeError, ConnectionError), match=r"stopped|connected"):
+        robot.start_episode()
+    stops[0].join(60)
+    assert len(fake.sent) == (1 if where == "send_action" else 0)
+    robot.stop()
+    assert not fake.is_connected
 
 
 def test_what_does_not_fit_is_refused():
