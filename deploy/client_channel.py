@@ -111,9 +111,9 @@ class ClientChannel:
                     on_other(message)
                 if self._clock() >= until_ns:
                     break
+        keys = "are the keys right" if self._link.secure else "does it want keys (server.secret_key, server.server_key)"
         raise ServerTimeoutError(
-            f"no answer from a policy server at {self.endpoint}: is `mpo-robot serve` running there"
-            f"{', and are the keys right' if self._link.secure else ''}?"
+            f"no answer from a policy server at {self.endpoint}: is `mpo-robot serve` running there, and {keys}?"
         )
 
     def hello(self, number: int) -> Message:

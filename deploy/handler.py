@@ -238,7 +238,8 @@ class RequestHandler:
             )
         if message.command not in COMMANDS:
             raise _RefusalError(ErrorCode.REFUSED, f"unknown command; there are {', '.join(COMMANDS)}")
-        work = self._store.submit(lambda to=self._operations: to.operate(message.command, who, message.reason))
+        asked = (message.command, who, message.reason, message.expect)
+        work = self._store.submit(lambda to=self._operations: to.operate(*asked))
         return self._later(peer, message, work, lambda: self._operated(message, work))
 
     def _operated(self, request: Operate, work: Future[dict[str, Any]]) -> Message:

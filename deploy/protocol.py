@@ -139,12 +139,15 @@ class EpisodeNoted(Message, frozen=True, kw_only=True, tag="episode_noted"):
 class Operate(Message, frozen=True, kw_only=True, tag="operate"):
     """Operator -> server: `command` is one of `deploy.operations.COMMANDS`. `spec_hash` is not looked at.
 
-    `token` counts on loopback without CURVE only; with CURVE the connection's key has to be an operator's.
+    `token` counts on loopback without CURVE only; with CURVE the connection's key has to be an operator's. A change is
+    made only if the registry is still as `expect` says: the `state` that `status` gave, the version in force, or the
+    trial's candidate; empty: whatever it is. So with it a message that comes twice acts once.
     """
 
     command: Name
     reason: Name = ""
     token: Name = ""
+    expect: Name = ""
 
 
 class Operated(Message, frozen=True, kw_only=True, tag="operated"):

@@ -102,7 +102,7 @@ class PolicyRegistry:
         Args:
             promote: Put the candidate in force.
             reason: For the audit.
-            expect: The candidate that is meant; another one is left alone.
+            expect: The candidate or the `Pointer.state` that is meant; another one is left alone.
 
         Raises:
             ConfigError: there is no trial, its candidate is damaged, or it is not the one that is meant.
@@ -110,14 +110,15 @@ class PolicyRegistry:
         with self._locked():
             pointer = self._require_pointer()
             trial = pointer.trial
-            if trial is None or (expect and trial.version != expect):
+            if trial is None or not pointer.is_meant(expect, trial.version):
                 raise ConfigError(f"registry {self.directory} has no trial{' of ' + expect[:12] if expect else ''}")
             versions = pointer.versions
             if promote:
                 self.load(trial.version)
                 versions = (*versions, trial.version)
             event = "promote" if promote else "trial_end"
-            self._commit(Pointer(versions, pointer.spec), event, by, detail=reason, candidate=trial.version)
+            new = Pointer(versions, pointer.spec)
+            self._commit(new, event, by, detail=reason, candidate=trial.version, expect=expect)
         return versions[-1]
 
     def rollback(self, by: str = "", reason: str = "", expect: str = "") -> str:
@@ -125,7 +126,7 @@ class PolicyRegistry:
 
         Args:
             reason: For the audit.
-            expect: The version to get away from; if another one is in force, nothing happens.
+            expect: The version to get away from, or the `Pointer.state`; if another is in force, nothing happens.
 
         Raises:
             ConfigError: there is none, its file is missing or damaged, or another version than expected is in force.
@@ -134,11 +135,11 @@ class PolicyRegistry:
             pointer = self._read()
             if pointer is None or len(pointer.versions) < 2:
                 raise ConfigError(f"registry {self.directory} has no version before the current one to roll back to")
-            if expect and pointer.current != expect:
+            if not pointer.is_meant(expect, pointer.current):
                 raise ConfigError(f"not rolled back: {expect[:12]} is not in force any more")
             self.load(pointer.versions[-2])
             new = Pointer(pointer.versions[:-1], pointer.spec)
-            self._commit(new, "rollback", by, detail=reason, left=pointer.current)
+            self._commit(new, "rollback", by, detail=reason, left=pointer.current, expect=expect)
         return new.current
 
     def require_publishable(self, spec: PolicySpec) -> None:

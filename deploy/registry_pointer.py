@@ -62,6 +62,15 @@ class Pointer:
         return self.versions[-1]
 
     @property
+    def state(self) -> str:
+        """What tells this state from all before and after it, also from those with the same version in force."""
+        return self.audit or self.current
+
+    def is_meant(self, expect: str, version: str) -> bool:
+        """Whether somebody means this state who expects it, or a version in it; an empty text means any."""
+        return expect in ("", self.state, version)
+
+    @property
     def kept(self) -> set[str]:
         """Versions whose files are needed."""
         return {*self.versions, *([self.trial.version] if self.trial else [])}

@@ -70,6 +70,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     remote.add_argument("--server-key", type=Path, metavar="FILE", help="the server's public key")
     remote.add_argument("--token", type=Path, metavar="FILE", help=f"REGISTRY/{TOKEN_FILE}, on loopback without keys")
     remote.add_argument("--reason", default="", help="for the audit log")
+    remote.add_argument(
+        "--expect",
+        default="",
+        metavar="STATE",
+        help="only if the registry's state is still this one, or was changed by this very command: repeats safely "
+        "(default: the state that the server reports)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -131,6 +138,7 @@ def _remote(args: argparse.Namespace) -> int:
         args.endpoint,
         args.command_name,
         reason=args.reason,
+        expect=args.expect,
         security=ClientSecurity(args.secret_key, args.server_key) if args.secret_key else None,
         token=read_token(args.token) if args.token else "",
     )

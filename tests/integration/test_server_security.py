@@ -12,6 +12,7 @@ from deploy.allow_list import AllowList, Role
 from deploy.client import EpisodeOutcome, PolicyClient, ServerTimeoutError
 from deploy.guard import GuardConfig
 from deploy.key_files import create_keys, load_public, load_secret
+from deploy.link import ClientLink
 from deploy.onnx_policy import OnnxPolicy
 from deploy.operator_client import OperatorError, ask_server
 from deploy.security import ClientSecurity
@@ -93,6 +94,8 @@ def test_only_operators_change_what_is_in_force(lab, tmp_path, capsys):
             ask_server(lab.endpoint, "rollback", security=lab.security("one"), token=token)
     with pytest.raises(OperatorError, match="no policy server"):
         ask_server(lab.endpoint, "rollback", security=lab.security("two"), timeout_s=0.4)
+    with pytest.raises(OperatorError, match="wants keys: --secret-key"):
+        ask_server(lab.endpoint, "rollback", token="t" * 64, timeout_s=0.4)
     assert lab.serving.registry.current_version() == new
     keys = ["--secret-key", str(lab.pairs["anna"][1]), "--server-key", str(lab.pairs["server"][0])]
     assert main(["policies", "remote", "rollback", "--endpoint", lab.endpoint, "--reason", "limps", *keys]) == 0
@@ -115,6 +118,50 @@ def test_on_loopback_the_token_of_the_servers_user_is_the_operators_key(tmp_path
         assert "forbidden" in capsys.readouterr().err
         assert main([*command, "--token", str(token)]) == 0
         assert serving.registry.current_version() in capsys.readouterr().out
+
+
+def test_a_lost_answer_is_asked_for_again_and_the_change_made_once(tmp_path, monkeypatch, capsys):
+    class DeafLink(ClientLink):
+        """Does not hear the first answer to a change."""
+
+        lost = 0
+
+        def receive(self, deadline_ns=0):
+            frame = super().receive(deadline_ns)
+            is_change = frame is not None and len(self.registry.previous_versions()) < 2
+            if not is_change or DeafLink.lost >= self.to_lose:
+                return frame
+            DeafLink.lost += 1
+            return super().receive(deadline_ns)
+
+    with ServerThread(write_linear_policy(tmp_path / "p.onnx", SPEC)) as serving:
+        first = serving.registry.current_version()
+        versions = [
+            serving.registry.publish(write_linear_policy(tmp_path / f"{n}.onnx", SPEC, bias=n / 10)) for n in (1, 2)
+        ]
+        token = serving.registry.directory / "operator.token"
+        command = ["policies", "remote", "rollback", "--endpoint", serving.endpoint, "--token", str(token)]
+        monkeypatch.setattr("deploy.operator_client.ClientLink", DeafLink)
+        monkeypatch.setattr("deploy.operator_client.RESEND_NS", 20_000_000)
+        DeafLink.registry, DeafLink.to_lose = serving.registry, 1
+        assert main(command) == 0
+        assert DeafLink.lost == 1
+        assert serving.registry.current_version() == versions[0]
+        serving.registry.publish(tmp_path / "2.onnx")
+        DeafLink.lost, DeafLink.to_lose = 0, 1000
+        with pytest.raises(OperatorError, match="it is done once at most") as caught:
+            ask_server(serving.endpoint, "rollback", token=token.read_text().strip(), timeout_s=0.5)
+        assert serving.registry.current_version() == versions[0]
+        DeafLink.to_lose = 0
+        state = str(caught.value).split("--expect ")[1].split(",")[0]
+        for _ in range(2):
+            assert main([*command, "--expect", state]) == 0
+            assert serving.registry.current_version() == versions[0]
+        assert main(command) == 0  # another decision, on what is in force now
+        assert serving.registry.current_version() == first
+        capsys.readouterr()
+        assert main([*command, "--expect", state]) == 2
+        assert "refused" in capsys.readouterr().err
 
 
 def test_the_name_of_anothers_connection_does_not_give_its_session(lab):

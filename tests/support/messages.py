@@ -47,7 +47,7 @@ BODIES = {
         "reason": names,
     },
     protocol.EpisodeNoted: {},
-    protocol.Operate: {"command": names, "reason": names, "token": names},
+    protocol.Operate: {"command": names, "reason": names, "token": names, "expect": names},
     protocol.Operated: {"state_json": st.text(LETTERS, max_size=1000)},
     protocol.Ping: {},
     protocol.Pong: {"session": st.booleans()},

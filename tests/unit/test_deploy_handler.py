@@ -410,10 +410,10 @@ def end(bench, peer, episode_id="e", **facts):
     return bench.ask(peer, EndEpisode(**bench.header(), episode_id=episode_id, **values))
 
 
-def operate(bench, peer, command, token=""):
+def operate(bench, peer, command, token="", expect=""):
     header = protocol.header("0" * 64, bench.count + 1, 0)
     bench.count += 1
-    return bench.ask(peer, Operate(**header, command=command, token=token))
+    return bench.ask(peer, Operate(**header, command=command, token=token, expect=expect))
 
 
 def test_the_end_of_an_episode_is_noted_once_and_for_the_pinned_version(make):
@@ -490,6 +490,45 @@ def test_operations_take_the_token_and_robots_have_none(make):
     candidate = bench.registry.start_trial(second, 0.5)
     assert json.loads(operate(bench, B, "promote", TOKEN).state_json)["current"] == candidate
     assert_error(operate(bench, B, "end-trial", TOKEN), "refused", "no trial")
+
+
+def test_a_change_that_is_asked_for_again_is_made_once(make):
+    bench = make()
+    bench.hello(A)
+    first, second, third = bench.version, bench.publish(0.1), bench.publish(0.2)
+
+    def in_force(reply):
+        return json.loads(reply.state_json)["current"]
+
+    state = json.loads(operate(bench, B, "status", TOKEN).state_json)["state"]
+    for _ in range(3):  # no answer came, or somebody has recorded the message
+        assert in_force(operate(bench, B, "rollback", TOKEN, expect=state)) == second
+    assert [entry["event"] for entry in bench.registry.audit.entries()].count("rollback") == 1
+    assert_error(operate(bench, B, "promote", TOKEN, expect=state), "refused", "no trial")
+    bench.registry.publish(bench.registry.path(third))  # what was in force then is so again
+    for _ in range(2):
+        assert_error(operate(bench, B, "rollback", TOKEN, expect=state), "refused", "not in force any more")
+    assert in_force(operate(bench, B, "rollback", TOKEN, expect=third)) == second  # a version is an expectation too
+    candidate = bench.registry.start_trial(third, 0.5)
+    for command, left in (("end-trial", second), ("promote", third)):
+        state = json.loads(operate(bench, B, "status", TOKEN).state_json)["state"]
+        assert_error(operate(bench, B, command, TOKEN, expect=first), "refused", "no trial of")
+        for _ in range(2):
+            assert in_force(operate(bench, B, command, TOKEN, expect=state)) == left
+        if command == "end-trial":
+            bench.registry.start_trial(candidate, 0.5)
+            assert_error(operate(bench, B, command, TOKEN, expect=state), "refused", "no trial of")
+
+
+def test_without_an_expectation_each_message_acts(make):
+    """As from clients before there was one."""
+    bench = make()
+    bench.hello(A)
+    bench.publish(0.1)
+    bench.publish(0.2)
+    for _ in range(2):
+        reply = operate(bench, B, "rollback", TOKEN)
+    assert json.loads(reply.state_json)["current"] == bench.version
 
 
 def test_many_resumes_of_one_version_load_it_once(make, monkeypatch):
