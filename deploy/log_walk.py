@@ -73,7 +73,7 @@ class LogWalk:
         statistics: Content of the last metadata record, None if there is no intact one.
         channels: By channel id.
         schemas: By schema id.
-        chunks: Messages of each intact chunk with the chunk's position, in file order.
+        chunks: Messages of each intact chunk with the chunk's position, in file order, each message once.
         problems: What is damaged or missing, as sentences in file order.
         closed: The end of the file is as its writer leaves it.
         skipped_bytes: Length of what could not be read.
@@ -116,7 +116,32 @@ def walk_log(data: bytes) -> LogWalk:
             walk.skipped_bytes += found - (position if found >= position else proven)
             position = found
             summary = LogWalk() if data[found] == Opcode.FOOTER else None
+    _drop_repeats(walk)
     return walk
+
+
+def _drop_repeats(walk: LogWalk) -> None:
+    """Leave out messages that are there again bit for bit, as where bytes of the file were copied.
+
+    A copy may stand before its original, so the chunks are then put in the order of their numbers. Different messages
+    of one number are both kept: which of them is right, nothing here can tell.
+    """
+    seen: set[tuple[int, int, bytes]] = set()
+    repeats, chunks = 0, list[tuple[int, list[Message]]]()
+    for position, messages in walk.chunks:
+        kept: list[Message] = []
+        for message in messages:
+            key = message.channel_id, message.sequence, message.data
+            if key in seen:
+                repeats += 1
+            else:
+                seen.add(key)
+                kept.append(message)
+        chunks.append((position, kept))
+    if repeats:
+        walk.problems.insert(0, f"messages that are there more than once: {repeats} repeats were left out")
+        chunks = sorted((chunk for chunk in chunks if chunk[1]), key=lambda chunk: chunk[1][0].sequence)
+    walk.chunks = chunks
 
 
 def _record_at(data: bytes, position: int) -> tuple[int, bytes, int]:

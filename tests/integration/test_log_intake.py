@@ -46,6 +46,18 @@ def test_one_damaged_byte_costs_one_step_and_the_gap_starts_a_new_part(folder, l
     assert rows[21][:3].tobytes() == records[21].observation.tobytes()
 
 
+def test_a_step_whose_bytes_were_copied_inside_its_log_counts_once(folder, logs):
+    path = write_log(logs, "one", steps=40, one_by_one=True)
+    data = path.read_bytes()
+    start, end = (data.index(b'"step_index":%d,' % step) for step in (20, 23))
+    path.write_bytes(data[:end] + data[start:])  # steps 21 and 22 whole, two others torn into one
+    learner, lines = learner_of(folder), []
+    intake = take_in(learner, logs, lines)
+    assert intake.steps in (39, 40)  # the torn one may have been a step's only copy
+    assert "messages that are there more than once: " in lines[0]
+    assert learner.ledger["one"]["steps"] == intake.steps
+
+
 def test_a_copy_under_another_name_is_not_learnt_from_twice(folder, logs, capsys):
     path = write_log(logs, "one")
     shutil.copy(path, logs / "backup.mcap")

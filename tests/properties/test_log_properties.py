@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,12 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from deploy.log_checks import check_episode
 from deploy.log_format import decode_step, encode_step
-from deploy.log_reader import parse_log
+from deploy.log_reader import parse_log, read_log
+from deploy.log_repair import repair_log
 from deploy.log_writer import EpisodeLogWriter
+from mpo_robot.episode import episodes_from_records
 from mpo_robot.errors import EpisodeError
 from tests.support.onnx_files import small_spec
 from tests.support.records import identity, make_records
+from tests.support.robot_process import wait_until
 
 SPEC = small_spec(observation_size=1, action_size=1)
 COUNT = 2
@@ -67,6 +74,81 @@ def test_flipped_bytes_never_invent_or_change_a_record(log_bytes: bytes, data: s
     assert found == [item for item in expected if item in found], "invented, changed, repeated or out of order"
     if contents.complete:
         assert len(found) == COUNT
+
+
+LONG = 24
+
+
+@pytest.fixture(scope="module")
+def long_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A closed log, one chunk per record. A path: hypothesis prints what it calls a test with."""
+    writer = EpisodeLogWriter(tmp_path_factory.mktemp("long"), SPEC, "test")
+    for index, record in enumerate(make_records(LONG, SPEC)):
+        writer.append(record)
+        wait_until(lambda index=index: b'"step_index":%d,' % index in writer.path.read_bytes())
+    writer.close({"end_reason": "truncated"})
+    return writer.path
+
+
+PLACES = st.integers(0, 9_999)  # in 1/10,000 of the file's length
+CHANGES = st.lists(
+    st.tuples(st.sampled_from(["copy", "copy", "copy", "cut", "flip"]), PLACES, PLACES, PLACES), min_size=1, max_size=4
+)
+
+
+def damage(content: bytes, changes: list[tuple[str, int, int, int]]) -> bytes:
+    """Copy ranges to places, cut the end off, flip bits."""
+    data = bytearray(content)
+    for kind, start, end, target in changes:
+        start, end, target = (place * len(data) // 10_000 for place in (start, end, target))
+        if kind == "copy":
+            data[target:target] = data[min(start, end) : max(start, end)]
+        elif kind == "cut":
+            del data[max(start, len(data) // 4) :]
+        else:
+            data[start] ^= 1 << end % 8
+    return bytes(data)
+
+
+@given(changes=CHANGES)
+def test_damaged_logs_give_each_record_once_and_repair_leaves_nothing_to_mend(
+    long_log: Path, changes: list[tuple[str, int, int, int]]
+) -> None:
+    whole_log = long_log.read_bytes()
+    content = damage(whole_log, changes)
+    expected = [identity(record) for record in make_records(LONG, SPEC)]
+    try:
+        contents = parse_log(content, "damaged")
+    except EpisodeError:
+        return
+    found = [identity(record) for record in contents.records]
+    assert found == [item for item in expected if item in found], "invented, changed, repeated or out of order"
+    if content != whole_log:
+        assert contents.problem
+    with tempfile.TemporaryDirectory() as folder:
+        source, mended = Path(folder, "damaged.mcap"), Path(folder, "mended.mcap")
+        source.write_bytes(content)
+        repair_log([source], mended)
+        whole = read_log(mended)
+    assert [identity(record) for record in whole.records] == found
+    problems = [finding.text for finding in check_episode(whole) if finding.is_problem]
+    assert all(text.startswith(("missing steps", "no completed step")) for text in problems), problems
+
+
+def test_a_copied_range_counts_each_step_once(long_log: Path) -> None:
+    """Each chunk copied to behind itself and to the front: the copies pass every checksum."""
+    data = long_log.read_bytes()
+    starts = [match.start() for match in re.finditer(rb"\x06.{4}\x00{4}", data, re.DOTALL)]
+    chunks = [(start, start + 9 + int.from_bytes(data[start + 1 : start + 9], "little")) for start in starts]
+    with_steps = [(start, end) for start, end in chunks if b'"step_index":' in data[start:end]]
+    assert len(with_steps) > 3
+    for start, end in with_steps[1:]:
+        for target in (end, with_steps[1][0], with_steps[-1][1]):
+            contents = parse_log(data[:target] + data[start:end] + data[target:], "copied")
+            assert [record.step_index for record in contents.records] == list(range(LONG))
+            assert contents.problem.startswith("messages that are there more than once: ")
+            assert not contents.complete
+            assert len(episodes_from_records(contents.records, SPEC)[0]) == LONG
 
 
 @given(
