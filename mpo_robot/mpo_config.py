@@ -103,7 +103,8 @@ class LearnerConfig:
         learning_rate_critic: Adam's step size for the critics.
         learning_rate_duals: Adam's step size for temperatures and multipliers.
         learning_rate_decay_steps: Learner steps over which the rates of policy and critic fall linearly to
-            `learning_rate_end` times their value, and stay there; None keeps them constant.
+            `learning_rate_end` times their value, and stay there; None keeps them constant. The default is the number
+            of updates in 200,000 environment steps; set more for a longer training.
         learning_rate_end: That factor, in (0, 1].
         grad_clip_norm: Bound on the gradient norm of the policy and of the critics, each; None for no bound.
         target_update_period: Learner steps between hard copies to the target networks, or None.
@@ -132,7 +133,7 @@ class LearnerConfig:
     learning_rate_policy: float = 1e-3
     learning_rate_critic: float = 1e-3
     learning_rate_duals: float = 1e-2
-    learning_rate_decay_steps: int | None = None
+    learning_rate_decay_steps: int | None = 100_000
     learning_rate_end: float = 0.1
     grad_clip_norm: float | None = 40.0
     target_update_period: int | None = None

@@ -30,7 +30,7 @@ class TrainingConfig:
         threads: CPU threads of torch.
     """
 
-    total_steps: int = 300_000
+    total_steps: int = 200_000
     warmup_steps: int = 2_000
     updates_per_step: float = 0.5
     environments: int = 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,9 @@ def test_every_file_is_a_valid_configuration(path):
     assert domain in ("dm_control", "gymnasium", "parkour") or path.parent != CONFIGS / "suite"
     if path.parent == CONFIGS / "suite":
         assert task == path.stem
-        assert config.learner == load_run_config({"environment": {"task": config.environment.task}}).learner
+        default = load_run_config({"environment": {"task": config.environment.task}}).learner
+        updates = int(config.training.total_steps * config.training.updates_per_step)
+        assert config.learner == replace(default, learning_rate_decay_steps=updates)
 
 
 def test_the_suite_has_every_task_of_its_domains():
