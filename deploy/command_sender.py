@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from deploy.fallback import Mode
 from deploy.interpolation import Interpolation, command_at
-from deploy.loop_parts import EndReason, LoopParts
+from deploy.loop_parts import End, EndReason, LoopParts
 from deploy.loop_statistics import LoopStatistics
 from deploy.robot import Robot, RobotError
 from deploy.robot_state import StateMachine
@@ -15,7 +15,6 @@ from deploy.safety import CommandLimits, filter_command
 from mpo_robot.specs import PolicySpec
 
 FloatArray = npt.NDArray[np.float32]
-End = tuple[EndReason, str]
 
 
 class CommandSender:
@@ -78,13 +77,13 @@ class CommandSender:
             RobotError: the robot answered with a vector of a wrong size.
         """
         if self._estop.tripped:
-            return EndReason.ESTOP, self._estop.reason
+            return End(EndReason.ESTOP, self._estop.reason)
         self._machine.require(self._mode)
         wanted = command_at(self._start, self._target, self._next, self.count, self._interpolation, self._first)
         safe = filter_command(wanted, self.previous, self._limits, self._before)
         self._statistics.faults.update(safe.violations)
         if safe.command is None:
-            return EndReason.SAFETY, safe.stop
+            return End(EndReason.SAFETY, safe.stop)
         applied = checked_vector(
             self._robot.send_command(safe.command.copy()), self._spec.action_size, "send_command() returned"
         )

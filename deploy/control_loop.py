@@ -11,13 +11,14 @@ from typing import NamedTuple
 
 from deploy.episode_runner import EpisodeRunner
 from deploy.fault_latch import RobotFaultError
+from deploy.homing import HomingWatch
 from deploy.log_writer import EpisodeLogWriter
-from deploy.loop_parts import EndReason, LoopParts
+from deploy.loop_parts import End, EndReason, LoopParts
 from deploy.loop_statistics import LoopStatistics
-from deploy.robot import Robot
+from deploy.robot import Measurement, Robot
 from deploy.robot_state import Event, State, StateMachine
 from deploy.safety import compile_limits
-from deploy.stopping import Watchdog, stop_robot
+from deploy.stopping import StopFailedError, Watchdog
 from deploy.timing import steady_interpreter
 from deploy.watch import TermWatch
 from mpo_robot.errors import ConfigError
@@ -36,6 +37,7 @@ class EpisodeResult(NamedTuple):
         statistics: Timing and counters.
         log_error: Why logging failed, or empty.
         state: Of the robot afterwards: STOPPED or FAULT.
+        has_begun: Whether the robot reached its start pose: only then does the episode say anything of the policy.
     """
 
     episode_id: str
@@ -47,6 +49,7 @@ class EpisodeResult(NamedTuple):
     statistics: LoopStatistics
     log_error: str
     state: State = State.STOPPED
+    has_begun: bool = True
 
 
 class ControlLoop:
@@ -64,8 +67,8 @@ class ControlLoop:
         Args:
             robot: The robot.
             parts: What the loop is made of.
-            on_hang: Called with the episode's id, from another thread, when the watchdog has stopped the robot because
-                a tick does not end.
+            on_hang: Called with the episode's id, from another thread, when the robot was stopped because a tick, or
+                `Robot.start_episode`, does not end.
 
         Raises:
             ConfigError: limits that name unknown terms, a ladder with `local` but no policy, a too short watchdog, a
@@ -95,10 +98,15 @@ class ControlLoop:
         self.machine.fire(Event.CONNECTED)
 
     def disconnect(self) -> None:
-        """Stop the robot, then disconnect it."""
+        """Stop the robot, then disconnect it.
+
+        Raises:
+            StopFailedError: it could not be stopped, and is in FAULT. It was disconnected all the same.
+            Exception: whatever the driver raised while disconnecting; the state stays.
+        """
         self.machine.fire(Event.STOP)
         try:
-            stop_robot(self._robot)
+            self._stop()
         finally:
             self._robot.disconnect()
             self.machine.fire(Event.DISCONNECTED)
@@ -119,11 +127,12 @@ class ControlLoop:
         return self._parts.estop.tripped
 
     def run_episode(self, episode_id: str, seed: int | None = None) -> EpisodeResult:
-        """Run one episode to its end. The robot is stopped when this returns or raises.
+        """Run one episode to its end. The robot is stopped when this returns, or raises anything but `StopFailedError`.
 
         A robot that the caller has connected by itself may be in state INIT.
 
         Raises:
+            StopFailedError: the robot could not be stopped, and is in FAULT.
             RobotFaultError: the robot is in FAULT, or its e-stop is tripped.
             MpoRobotError: the policy server cannot be reached or refuses; the log cannot be created.
             Exception: whatever the robot's driver raised.
@@ -136,57 +145,111 @@ class ControlLoop:
         # Everything slow comes before the robot is switched on, so that the first tick follows its first reading.
         with steady_interpreter():
             try:
-                runner = self._start(episode_id, seed, log)
-                reason, detail, log_error = self._run(runner, episode_id)
+                started = self._start(episode_id, seed, log)
+                if not isinstance(started, EpisodeRunner):
+                    return self._not_begun(episode_id, version, started)
+                end, log_error = self._run(started, episode_id)
             finally:
-                stop_robot(self._robot)
+                self._stop()
         return EpisodeResult(
             episode_id=episode_id,
-            steps=runner.completed,
-            undiscounted_return=runner.total_reward,
-            reason=reason,
-            detail=detail,
+            steps=started.completed,
+            undiscounted_return=started.total_reward,
+            reason=end.reason,
+            detail=end.detail,
             policy_version=version,
-            statistics=runner.statistics,
+            statistics=started.statistics,
             log_error=log_error,
             state=self.machine.state,
         )
 
-    def _start(self, episode_id: str, seed: int | None, log: EpisodeLogWriter | None) -> EpisodeRunner:
+    def _start(self, episode_id: str, seed: int | None, log: EpisodeLogWriter | None) -> EpisodeRunner | End:
+        """The episode, or why the robot was stopped on the way to its start pose."""
+        runner: EpisodeRunner | None = None
         try:
-            self._require_armed()  # again: the server may have been waited for
-            self.machine.fire(Event.HOME)
-            first = self._robot.start_episode(seed)
-            runner = EpisodeRunner(self._robot, self._parts, self._limits, self.machine, episode_id, first, log)
+            outcome = self._home(episode_id, seed)
+            if isinstance(outcome, End):
+                self._end(outcome.reason)
+                return outcome
+            runner = EpisodeRunner(self._robot, self._parts, self._limits, self.machine, episode_id, outcome, log)
             self.machine.fire(Event.HOMED)
             return runner
         except BaseException as error:
+            runner = None
             self._halt(error)
-            stop_robot(self._robot)
-            if log is not None:
-                log.discard()
             raise
+        finally:
+            if runner is None:
+                try:
+                    self._stop()
+                finally:
+                    if log is not None:
+                        log.discard()
 
-    def _run(self, runner: EpisodeRunner, episode_id: str) -> tuple[EndReason, str, str]:
-        """(reason, detail, log error). Whatever happens: first the robot is stopped, then the log is closed."""
-        loop, label, detail, log_error = self._parts.loop, "error", "", ""
+    def _home(self, episode_id: str, seed: int | None) -> Measurement | End:
+        """The first reading in the start pose, or why the robot was stopped on its way there."""
+        with HomingWatch(self._robot, self._parts, lambda: self._on_hang(episode_id)) as watch:
+            self._require_armed()  # again: the server may have been waited for
+            self.machine.fire(Event.HOME)
+            try:
+                first = self._robot.start_episode(seed)
+            except Exception as error:
+                if watch.end is None:
+                    raise
+                return watch.end._replace(detail=f"{watch.end.detail} (start_episode then raised {error!r})")
+            finally:
+                self._parts.estop.require_stop()  # of the stops before, only the driver knows which it took back
+        return watch.end or first
+
+    def _not_begun(self, episode_id: str, version: str, end: End) -> EpisodeResult:
+        statistics = LoopStatistics(self._robot.spec.control_dt)
+        statistics.record_states(self.machine)
+        return EpisodeResult(
+            episode_id, 0, 0.0, end.reason, end.detail, version, statistics, "", self.machine.state, has_begun=False
+        )
+
+    def _run(self, runner: EpisodeRunner, episode_id: str) -> tuple[End, str]:
+        """Why the episode ended, and why the log failed. Whatever happens: first a stop, then the log is closed."""
+        label, detail, log_error = "error", "", ""
+        try:
+            try:
+                end = self._tick_on(runner, episode_id)
+                label, detail = end.reason.value, end.detail
+            except BaseException as error:
+                self._halt(error)
+                detail = repr(error)
+                raise
+            finally:
+                self._stop()
+        except StopFailedError as error:
+            label, detail = "error", repr(error)
+            raise
+        finally:
+            log_error = runner.close_log(label, detail)
+        return end, log_error
+
+    def _tick_on(self, runner: EpisodeRunner, episode_id: str) -> End:
+        loop = self._parts.loop
         timeout_s = loop.watchdog_s if loop.is_real_time else 0.0
         watchdog = Watchdog(self._robot, timeout_s, lambda: self._on_hang(episode_id))
         try:
             with watchdog:
-                reason, detail = runner.run(watchdog)
-                self._end(reason)
-            label = reason.value
-        except BaseException as error:
-            self._halt(error)
-            detail = repr(error)
+                end = runner.run(watchdog)
+        except Exception as error:
+            if not self._parts.estop.tripped:
+                raise
+            # The robot was stopped while its driver was busy: no fault of its own.
+            end = End(EndReason.ESTOP, f"{self._parts.estop.reason} (the driver then raised {error!r})")
+        self._end(end.reason)
+        return end
+
+    def _stop(self) -> None:
+        """Stop the robot. If that cannot be done it is in FAULT, however harmless the reason to stop it was."""
+        try:
+            self._parts.estop.stop(self._robot)
+        except StopFailedError:
+            self.machine.fire(Event.FAULT)
             raise
-        finally:
-            try:
-                stop_robot(self._robot)
-            finally:
-                log_error = runner.close_log(label, detail)
-        return reason, detail, log_error
 
     def _require_armed(self) -> None:
         if self.take_estop() or self.machine.state is State.FAULT:

@@ -14,22 +14,22 @@ import numpy as np
 import numpy.typing as npt
 
 from deploy.action_source import Action
-from deploy.command_sender import CommandSender, End, checked_vector
+from deploy.command_sender import CommandSender, checked_vector
 from deploy.fallback import LadderState, Mode, advance, mode_of, pass_over
 from deploy.log_writer import EpisodeLogWriter
-from deploy.loop_parts import EndReason, LoopParts
+from deploy.loop_parts import End, EndReason, LoopParts
 from deploy.loop_statistics import LoopStatistics
 from deploy.observation_checks import ObservationMonitor, Verdict
 from deploy.robot import Measurement, Robot
 from deploy.robot_state import Event, State, StateMachine
 from deploy.safety import CommandLimits
 from deploy.step_builder import Decision, OpenStep, StepBuilder
-from deploy.stopping import Watchdog, stop_robot
+from deploy.stopping import Watchdog
 from deploy.timing import FastSchedule, RateSchedule, Tick
 from deploy.watch import TermWatch, draw_back
 
 FloatArray = npt.NDArray[np.float32]
-_STOPPED_BY_WATCHDOG: End = (EndReason.WATCHDOG, "the robot's driver did not return in time")
+_STOPPED_BY_WATCHDOG = End(EndReason.WATCHDOG, "the robot's driver did not return in time")
 
 
 class EpisodeRunner:
@@ -148,22 +148,22 @@ class EpisodeRunner:
         if self._broken_off is not None:
             return self._broken_off
         if self._parts.estop.tripped:
-            return EndReason.ESTOP, self._parts.estop.reason
+            return End(EndReason.ESTOP, self._parts.estop.reason)
         if watchdog.fired:
             return _STOPPED_BY_WATCHDOG
         if measurement.terminated:
-            return EndReason.TERMINATED, ""
+            return End(EndReason.TERMINATED, "")
         if measurement.truncated:
-            return EndReason.TRUNCATED, ""
+            return End(EndReason.TRUNCATED, "")
         watched = self._watch.check(measurement)
         self.statistics.faults.update(watched.violations)
         self._authority = watched.authority
         if verdict.stop or watched.fault:
-            return EndReason.SAFETY, verdict.stop or watched.fault
+            return End(EndReason.SAFETY, verdict.stop or watched.fault)
         if self._parts.should_stop():
-            return EndReason.OPERATOR, ""
+            return End(EndReason.OPERATOR, "")
         if 0 < self._parts.loop.max_steps <= self._sent:
-            return EndReason.MAX_STEPS, ""
+            return End(EndReason.MAX_STEPS, "")
         return None
 
     def _act(self, measurement: Measurement, verdict: Verdict, tick: Tick, watchdog: Watchdog) -> End | None:
@@ -172,7 +172,9 @@ class EpisodeRunner:
         self._put_in_charge(mode)
         if decision is None:
             cause = self._parts.source.last_error
-            return EndReason.FALLBACK, "no usable action until the end of the ladder" + (f": {cause}" if cause else "")
+            return End(
+                EndReason.FALLBACK, "no usable action until the end of the ladder" + (f": {cause}" if cause else "")
+            )
         target = decision.command
         if self._authority < 1.0:
             target = draw_back(target, self._safe_pose(), self._authority)
@@ -227,7 +229,7 @@ class EpisodeRunner:
         if broken_off is not None:
             # At once; the next tick's reading still becomes the outcome of this step.
             self._broken_off = broken_off
-            stop_robot(self._robot)
+            self._parts.estop.stop(self._robot)
 
     def _decide(self, observation: FloatArray, usable: bool, tick: Tick) -> tuple[Decision | None, Mode]:
         """What the policy or the ladder wants, and who it is; no decision if the ladder has come to its end."""

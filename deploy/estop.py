@@ -33,8 +33,8 @@ class EStopConfig:
         endpoint: Listen here for `mpo-robot estop` messages, `tcp://HOST:PORT` or `ipc://PATH`; "" does not listen.
         secret_key: This robot's NAME.key_secret for that endpoint; needed off loopback.
         allow: Allow-list with the public keys of the operators whose messages count (`mpo-robot keys allow`).
-        latch: File that remembers a fault until `mpo-robot rearm`. null: `NAME.fault` in the log directory for a real
-            robot, none for a simulated one. "": none.
+        latch: File that remembers a fault until `mpo-robot rearm`; a relative path counts from the user's state
+            directory. null: a file there named after robot and hardware, none for a simulated robot. "": none.
     """
 
     key: bool = True
@@ -57,10 +57,15 @@ class EStopConfig:
 
 
 class EStop:
-    """Tripped or not, and why. Every method may be called from any thread; `trip` from a signal handler too."""
+    """Tripped or not, and why; and whether the robot is known to have stopped since.
+
+    Every method may be called from any thread; `trip` from a signal handler too.
+    """
 
     def __init__(self) -> None:
         self._reason: str | None = None
+        self._since = object()  # marks the last moment from which on only a new stop counts
+        self._newest: tuple[object, bool] | None = None  # stop: what `_since` was when it began, whether it worked
         # A SimpleQueue, because an Event's lock could be held by the very thread that a signal handler interrupts.
         self._wake: queue.SimpleQueue[bool] = queue.SimpleQueue()
 
@@ -78,7 +83,38 @@ class EStop:
         """Stop the robot, and keep it stopped. Again: stop it again, the first reason stays."""
         if self._reason is None:
             self._reason = reason or "no reason given"
+        self.require_stop()
         self._wake.put(True)
+
+    def require_stop(self) -> None:
+        """Let no stop that has begun before now count as `stopped`."""
+        self._since = object()
+
+    def stop(self, robot: Robot) -> None:
+        """Stop the robot by `stop_robot`, and remember whether that has worked.
+
+        Raises:
+            StopFailedError, KeyboardInterrupt: see `stop_robot`.
+        """
+        since, has_worked = self._since, False
+        try:
+            stop_robot(robot)
+            has_worked = True
+        except KeyboardInterrupt:  # it was put off until a stop had worked
+            has_worked = True
+            raise
+        finally:
+            self._newest = (since, has_worked)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the newest stop of the robot has worked and was begun after the last `trip`."""
+        return self._newest == (self._since, True)
+
+    @property
+    def stop_failed(self) -> bool:
+        """Whether the newest stop of the robot has failed."""
+        return self._newest is not None and not self._newest[1]
 
     def rearm(self) -> None:
         """Take the stop back. Only on the explicit act of a human who has looked at the robot."""
@@ -97,7 +133,8 @@ class EStopGuard:
     """Context in which a tripped `EStop` calls `Robot.stop` from a thread of its own, at once.
 
     Without it a stop is in force from the loop's next motor command or tick on; with it also while the loop waits for
-    a driver (homing, a slow bus). The driver's `stop` may be called from any thread at any time.
+    a driver (a slow bus; on the way to the start pose see `deploy.homing`). The driver's `stop` may be called from any
+    thread at any time.
     """
 
     def __init__(self, robot: Robot, estop: EStop) -> None:
@@ -116,4 +153,4 @@ class EStopGuard:
         give_way()
         while self._estop.wait():
             with contextlib.suppress(Exception):  # the loop's own stop follows
-                stop_robot(self._robot)
+                self._estop.stop(self._robot)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from deploy.action_source import ActionSource
 from deploy.estop import EStop
@@ -31,6 +31,8 @@ class LoopConfig:
         late_tolerance: How late a tick may start, as a fraction of the period, before whole periods are skipped.
         spin_s: Busy-wait this long before each tick for exacter starts; uses that share of a core.
         max_steps: Cut each episode after this many steps; 0 leaves its end to the robot.
+        homing_timeout_s: Stop the robot, which is a fault, if `Robot.start_episode` takes longer than this; 0 turns it
+            off. Real-time pace only.
         watchdog_s: Stop the robot from a second thread if a tick takes longer than this, because a driver call does
             not return; 0 turns it off. Real-time pace only.
         realtime_priority: The older place of `real_time.priority`; used if that is 0.
@@ -46,6 +48,7 @@ class LoopConfig:
     late_tolerance: float = 0.1
     spin_s: float = 0.0
     max_steps: int = 0
+    homing_timeout_s: float = 60.0
     watchdog_s: float = 1.0
     realtime_priority: int = 0
     real_time: RealTimeConfig = field(default_factory=RealTimeConfig)
@@ -57,8 +60,10 @@ class LoopConfig:
             raise ConfigError(f"loop.deadline must be in (0, 1] periods, got {self.deadline}")
         if not 0.0 <= self.late_tolerance < 1.0:
             raise ConfigError(f"loop.late_tolerance must be in [0, 1) periods, got {self.late_tolerance}")
-        if self.fast_timeout_s <= 0 or min(self.spin_s, self.max_steps, self.watchdog_s) < 0:
-            raise ConfigError("loop: fast_timeout_s must be positive; spin_s, max_steps, watchdog_s not negative")
+        if self.fast_timeout_s <= 0 or min(self.spin_s, self.max_steps, self.watchdog_s, self.homing_timeout_s) < 0:
+            raise ConfigError(
+                "loop: fast_timeout_s must be positive; spin_s, max_steps, watchdog_s, homing_timeout_s not negative"
+            )
         if not 0 <= self.realtime_priority <= 99:
             raise ConfigError(f"loop.realtime_priority must be 0 to 99, got {self.realtime_priority}")
         if self.command_rate < 0:
@@ -101,13 +106,20 @@ class EndReason(str, Enum):
     OPERATOR = "operator"  # a stop was asked for
     FALLBACK = "fallback"  # the ladder reached its last rung
     SAFETY = "safety"  # a limit or an observation check with mode `fault`
-    WATCHDOG = "watchdog"  # a tick took too long
+    WATCHDOG = "watchdog"  # a tick or the way to the start pose took too long
     ESTOP = "estop"  # the emergency stop was tripped
 
     @property
     def is_fault(self) -> bool:
         """Whether the robot is in FAULT afterwards: it moves again only when a human has re-armed it."""
         return self in (EndReason.FALLBACK, EndReason.SAFETY, EndReason.WATCHDOG, EndReason.ESTOP)
+
+
+class End(NamedTuple):
+    """Why an episode ends, and for faults what happened."""
+
+    reason: EndReason
+    detail: str
 
 
 def _never() -> bool:
@@ -126,7 +138,8 @@ class LoopParts:
         observation: Checks of readings.
         fallback: The ladder.
         open_log: Called with the episode id, before the robot moves, for the log of an episode; None: no log.
-        should_stop: Polled once per tick; True ends the episode cleanly.
+        should_stop: Polled once per tick, and by another thread while the robot is homing; True ends the episode
+            cleanly.
         estop: The emergency stop; looked at before every motor command.
         clock: Source of time.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from deploy.client import PolicyClient
 from deploy.estop import EStop, EStopConfig
 from deploy.fallback import FallbackConfig
 from deploy.fault_latch import FaultLatch
+from deploy.latch_place import named_latch, robot_latch
 from deploy.loading import load_name
 from deploy.log_config import LogConfig
 from deploy.log_opener import log_opener
@@ -26,6 +28,8 @@ from deploy.watch import TermWatch
 from mpo_robot.errors import ConfigError
 from mpo_robot.specs import PolicySpec
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
 
 @dataclass(frozen=True)
 class RobotSection:
@@ -33,7 +37,7 @@ class RobotSection:
 
     Attributes:
         kind: `simulated`, or `module` for a driver of your own.
-        name: For people and for the names of log files; letters, digits and `._-`.
+        name: For people, and in the names of files; 1 to 64 letters, digits and `._-`, the first a letter or digit.
         module: `package.module:Factory` of a driver; called with `options` as keyword arguments, it returns an object
             with the members of `deploy.robot.Robot`.
         options: Settings of the simulated robot or of the driver.
@@ -45,6 +49,15 @@ class RobotSection:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ConfigError(
+                f"robot.name must be 1 to 64 letters, digits, '.', '_' and '-', the first a letter or digit, "
+                f"got {self.name[:80]!r}"
+            )
+        if self.kind == "simulated" and self.module:
+            raise ConfigError(
+                f"robot.module is for kind: module; the robot is simulated: take {self.module!r} out, or change that"
+            )
         if self.kind == "module" and self.module.count(":") != 1:
             raise ConfigError(f"robot.module must look like package.module:Factory, got {self.module!r}")
 
@@ -143,10 +156,12 @@ def load_driver(section: RobotSection) -> Robot:
 
 def fault_latch(config: RobotConfig) -> FaultLatch:
     """Where faults of this robot are remembered. By default a real robot's are, a simulated one's are not."""
-    path = config.estop.latch
-    if path is None and config.robot.kind != "simulated":
-        path = str(Path(config.log.directory or ".") / f"{config.robot.name}.fault")
-    return FaultLatch(path)
+    robot, file = config.robot, config.estop.latch
+    if file:
+        return named_latch(file)
+    if file is None and robot.kind == "module":
+        return robot_latch(robot.name, robot.module, robot.options, config.log.directory)
+    return FaultLatch(None)
 
 
 def build_parts(

@@ -32,7 +32,7 @@ def run_session(
     """Run episodes; the robot is stopped and disconnected and the action source closed when this returns or raises.
 
     No new episode begins after a fault or an e-stop, a log that could not be written, or a request to stop. A fault is
-    remembered in `latch`; only a human takes it back.
+    remembered in `latch`, as is a program that ends without stopping the robot; only a human takes it back.
 
     Args:
         robot: Not yet connected.
@@ -45,20 +45,20 @@ def run_session(
         latch: Where a fault is remembered; None forgets it with the process.
 
     Raises:
-        RobotFaultError: a fault of an earlier session is still in force.
+        RobotFaultError: a fault of an earlier session is still in force, another program has the robot, or `latch`
+            cannot be written. The robot was not touched.
         Exception: see `ControlLoop.run_episode`.
     """
     latch = latch or FaultLatch(None)
     prefix = f"{name}-{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
     results: list[EpisodeResult] = []
     try:
-        latch.require_clear(name)
         loop = ControlLoop(
             robot, parts, lambda name: _remember(latch, "watchdog", "a driver call did not return", name)
         )
         on_machine(loop.machine)
         episode_id = ""
-        with EStopGuard(robot, parts.estop):
+        with latch.guarding(name) as was_stopped, EStopGuard(robot, parts.estop):
             try:
                 loop.connect()
                 while (episodes == 0 or len(results) < episodes) and not parts.should_stop() and not loop.take_estop():
@@ -68,26 +68,44 @@ def run_session(
                     results.append(result)
                     if result.state is State.FAULT:
                         _remember(latch, result.reason.value, result.detail, episode_id)
-                    parts.source.end_episode(_outcome(result))
+                    if result.has_begun:
+                        parts.source.end_episode(_outcome(result))
                     on_result(result)
                     if result.reason is EndReason.OPERATOR or result.state is State.FAULT or result.log_error:
                         break
             except BaseException as error:
-                if loop.machine.state is State.FAULT and not parts.estop.tripped:
-                    _remember(latch, "error", repr(error), episode_id)
                 if not (isinstance(error, RobotFaultError) and parts.estop.tripped):
+                    if loop.machine.state is State.FAULT:
+                        reason, before = ("estop", f"{parts.estop.reason}; ") if parts.estop.tripped else ("error", "")
+                        _remember(latch, reason, f"{before}{error!r}", episode_id)
                     raise
             finally:
-                try:
-                    loop.disconnect()
-                finally:
-                    if loop.take_estop():
-                        _remember(latch, "estop", parts.estop.reason, episode_id)
+                _let_go(loop, latch, parts, episode_id, was_stopped)
     finally:
         parts.source.close()
         if parts.local is not None:
             parts.local.close()
     return results
+
+
+def _let_go(
+    loop: ControlLoop, latch: FaultLatch, parts: LoopParts, episode_id: str, was_stopped: Callable[[], None]
+) -> None:
+    """Stop and disconnect the robot. Only if that works, and it is in no fault, may it be started again."""
+    try:
+        loop.disconnect()
+    except BaseException as error:
+        if loop.take_estop():
+            _remember(latch, "estop", parts.estop.reason, episode_id)
+        elif not (isinstance(error, KeyboardInterrupt) and loop.machine.state is State.INIT):  # see `stop_robot`
+            _remember(latch, "error", f"the robot could not be let go of: {error!r}", episode_id)
+        else:
+            was_stopped()
+        raise
+    if loop.take_estop():
+        _remember(latch, "estop", parts.estop.reason, episode_id)
+    elif loop.machine.state is not State.FAULT:
+        was_stopped()
 
 
 def _outcome(result: EpisodeResult) -> EpisodeOutcome:

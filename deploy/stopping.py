@@ -14,27 +14,38 @@ from deploy.robot import Robot
 from deploy.timing import leave_pinned_cpus
 
 STOP_ATTEMPTS = 3
+_MAX_INTERRUPTS = 100
 _JOIN_S = 0.2
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+class StopFailedError(RuntimeError):
+    """`Robot.stop` has failed every time it was called: nothing else can be done from software. Cut the power."""
+
+
 def stop_robot(robot: Robot) -> None:
-    """Call `robot.stop`; if it raises or is interrupted, call it again, `STOP_ATTEMPTS` times at most.
+    """Call `robot.stop`; if it raises, call it again, `STOP_ATTEMPTS` times at most. Interrupted ones do not count.
 
     Raises:
-        BaseException: what the last attempt raised, nothing else can be done from software then; or, after a stop that
-            worked, the KeyboardInterrupt that came during an earlier attempt.
+        StopFailedError: every attempt raised.
+        KeyboardInterrupt: it came during an attempt; a later one has worked.
     """
     interrupt: KeyboardInterrupt | None = None
-    for attempt in range(STOP_ATTEMPTS):
+    failures = interrupts = 0
+    while True:
         try:
             robot.stop()
             break
         except KeyboardInterrupt as error:
-            interrupt = error
-        except Exception:
-            if attempt == STOP_ATTEMPTS - 1:
-                raise
+            interrupt, interrupts = error, interrupts + 1
+            if interrupts == _MAX_INTERRUPTS:  # by the driver itself: nobody presses that often
+                raise StopFailedError(
+                    "the robot could not be stopped: its driver is interrupted again and again"
+                ) from error
+        except Exception as error:
+            failures += 1
+            if failures == STOP_ATTEMPTS:
+                raise StopFailedError(f"the robot could not be stopped: {error!r}") from error
     if interrupt is not None:
         raise interrupt
 
@@ -42,9 +53,10 @@ def stop_robot(robot: Robot) -> None:
 class StopSignals:
     """Context in which Ctrl-C, SIGTERM and SIGHUP (a lost terminal) ask for a clean stop instead of ending the process.
 
-    The control loop polls `requested` once per tick. As long as nobody has, a second signal raises KeyboardInterrupt
-    at once, for a program that hangs outside the loop; afterwards further signals are ignored, because the stop that
-    is under way must not be interrupted. Outside the main thread the context does nothing.
+    The control loop polls `requested` once per tick. As long as the main thread has not, a second signal raises
+    KeyboardInterrupt there at once, for a program that hangs outside the loop or a driver that does not come back from
+    homing; afterwards further signals are ignored, because the stop that is under way must not be interrupted. Outside
+    the main thread the context does nothing.
     """
 
     def __init__(self) -> None:
@@ -53,10 +65,10 @@ class StopSignals:
         self._previous: dict[int, Any] = {}
 
     def requested(self) -> bool:
-        """Whether a stop was asked for."""
-        if self._count > 0:
+        """Whether a stop was asked for. Any thread."""
+        if self._count > 0 and threading.current_thread() is threading.main_thread():
             self._noticed = True
-        return self._noticed
+        return self._count > 0
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():

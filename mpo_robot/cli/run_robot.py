@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the episodes; see `EPILOG` for the exit code."""
     config = load_robot_config(args)
     estop, latch = EStop(), fault_latch(config)
-    with StopSignals() as signals, SignalEStop(estop, config.estop.signal):
+    with StopSignals() as signals, SignalEStop(estop, config.estop.signal), _remembered(estop, latch):
         latch.require_clear(config.robot.name)
         robot = _make_robot(config)
         if config.loop.is_real_time:
@@ -82,10 +82,21 @@ def run(args: argparse.Namespace) -> int:
                 raise
             except Exception:
                 traceback.print_exc()
-                print("mpo-robot run-robot: stopped by the error above; the robot was stopped first", file=sys.stderr)
+                print(f"mpo-robot run-robot: stopped by the error above; {_stop_line(estop)}", file=sys.stderr)
                 _tell_rearm(latch)
                 return 1
     return _conclude(results, robot.spec.control_dt, estop, latch)
+
+
+@contextlib.contextmanager
+def _remembered(estop: EStop, latch: FaultLatch) -> Iterator[None]:
+    """An e-stop that comes before or after the session, when nothing moves, is a fault as well."""
+    try:
+        yield
+    finally:
+        problem = latch.set("estop", estop.reason) if estop.tripped else ""
+        if problem:
+            print(f"mpo-robot run-robot: {problem}", file=sys.stderr)
 
 
 def _use_real_time(config: RobotConfig) -> None:
@@ -197,6 +208,12 @@ def _line(result: EpisodeResult) -> str:
         f"policy {result.policy_version[:12]}, {stats.deadline_misses} misses, {stats.modified} modified"
     )
     return text + (f"\n  {result.detail}" if result.detail else "")
+
+
+def _stop_line(estop: EStop) -> str:
+    if estop.stop_failed:
+        return "THE ROBOT COULD NOT BE STOPPED. Cut its power now"
+    return "the robot was stopped first" if estop.stopped else "nobody knows whether the robot was stopped: look at it"
 
 
 def _conclude(results: list[EpisodeResult], control_dt: float, estop: EStop, latch: FaultLatch) -> int:

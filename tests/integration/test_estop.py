@@ -62,7 +62,8 @@ def check_stopped(directory: Path, code: int, output: str, reason: str) -> None:
     (log,) = (read_log(path) for path in (directory / "logs").glob("*.mcap"))
     assert log.metadata["statistics"]["end_reason"] == "estop"
     assert log.metadata["statistics"]["state"] == "FAULT"
-    fault = json.loads((directory / "logs" / "fake.fault").read_text())
+    (file,) = (Path(os.environ["XDG_STATE_HOME"]) / "mpo_robot").iterdir()
+    fault = json.loads(file.read_text())
     assert fault["reason"] == "estop"
     assert reason in fault["detail"]
     assert "rearm" in output
@@ -80,10 +81,12 @@ def test_signal_stops_and_only_a_rearm_lets_the_robot_move_again(
     assert main(["run-robot", "--config", str(config)]) == 2
     assert "mpo-robot rearm" in capsys.readouterr().err
     assert journal(tmp_path) == calls, "the robot was touched"
-    assert main(["rearm", "--config", str(config), "--confirm", "other"]) == 2
-    assert main(["rearm", "--config", str(config)]) == 2, "without a terminal nobody can have confirmed"
-    assert "no terminal" in capsys.readouterr().err
-    assert main(["rearm", "--config", str(config), "--confirm", "fake"]) == 0
+    here = "--i-am-at-the-robot"
+    assert main(["rearm", "--config", str(config), "--confirm", "other", here]) == 2
+    for alone in ([], [here], ["--confirm", "fake"]):
+        assert main(["rearm", "--config", str(config), *alone]) == 2, "without a terminal nobody can have confirmed"
+        assert "no terminal" in capsys.readouterr().err
+    assert main(["rearm", "--config", str(config), "--confirm", "fake", here]) == 0
     assert "STOPPED" in capsys.readouterr().out
     assert main(["run-robot", "--config", str(config), "loop.max_steps=3", "--episodes", "1"]) == 0
     assert main(["rearm", "--config", str(config)]) == 0
@@ -162,4 +165,6 @@ def test_simulated_robots_forget_faults_unless_told_where_to_keep_them(tmp_path:
     path = tmp_path / "sim.fault"
     assert fault_latch(build(RobotConfig, {**simulated, "estop": {"latch": str(path)}})).path == path
     real = RobotConfig(RobotSection("module", "arm", "a:B"))
-    assert fault_latch(real).path == Path("logs/arm.fault")
+    path = fault_latch(real).path
+    assert path is not None
+    assert path.parent == Path(os.environ["XDG_STATE_HOME"]) / "mpo_robot"

@@ -121,7 +121,7 @@ def test_an_overload_ends_in_an_error_and_the_next_run_reboots_the_servo(tmp_pat
         assert not bus.any_motor_on
         assert "ankle_3 (id 6): overload" in capsys.readouterr().err
         assert bus.servos[6].alert
-        rearm = ["rearm", "--config", str(tmp_path / "robot.yaml"), "--confirm", "ant"]
+        rearm = ["rearm", "--config", str(tmp_path / "robot.yaml"), "--confirm", "ant", "--i-am-at-the-robot"]
         assert main(rearm) == 0
         assert drive(tmp_path, bus, steps=5) == 0
         assert not bus.any_motor_on

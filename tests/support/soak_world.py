@@ -74,6 +74,7 @@ class World:
                 "server_key": str(keys / "server.key"),
             },
             "log": {"directory": str(self.folder / "logs"), "close_timeout_s": 60.0},
+            "estop": {"key": False, "latch": str(self.folder / "robot.fault")},
         }
         settings = {
             "folder": str(self.folder),
@@ -170,7 +171,6 @@ def robot_settings(control_dt: float, bus_port: str) -> dict[str, Any]:
             {"do": "stop"},
         ],
     }
-    data["estop"] = {"key": False}
     return data
 
 

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from deploy.stopping import STOP_ATTEMPTS, StopSignals, Watchdog, stop_robot
+from deploy.stopping import STOP_ATTEMPTS, StopFailedError, StopSignals, Watchdog, stop_robot
 from tests.support.fake_robot import FakeRobot
 
 
@@ -57,8 +57,9 @@ def test_stop_that_keeps_failing_is_reported() -> None:
         raise OSError("bus")
 
     robot.stop = broken  # type: ignore[method-assign]
-    with pytest.raises(OSError, match="bus"):
+    with pytest.raises(StopFailedError, match="bus") as raised:
         stop_robot(robot)
+    assert isinstance(raised.value.__cause__, OSError)
     assert len(attempts) == STOP_ATTEMPTS
 
 
@@ -74,6 +75,47 @@ def test_interrupted_stop_is_done_before_the_interrupt_goes_on() -> None:
     with pytest.raises(KeyboardInterrupt):
         stop_robot(robot)
     assert len(attempts) == 2
+
+
+@pytest.mark.parametrize("failures", [STOP_ATTEMPTS - 1, STOP_ATTEMPTS])
+def test_interrupts_do_not_use_up_the_attempts(failures: int) -> None:
+    robot = FakeRobot()
+    script = iter([*[KeyboardInterrupt()] * 4, *[OSError("bus")] * failures])
+
+    def scripted() -> None:
+        for error in script:
+            raise error
+        robot.calls.append("stopped")
+
+    robot.stop = scripted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt if failures < STOP_ATTEMPTS else StopFailedError):
+        stop_robot(robot)
+    assert ("stopped" in robot.calls) == (failures < STOP_ATTEMPTS)
+
+
+def test_driver_that_interrupts_itself_counts_as_failed() -> None:
+    robot = FakeRobot()
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    robot.stop = interrupted  # type: ignore[method-assign]
+    with pytest.raises(StopFailedError):
+        stop_robot(robot)
+
+
+def test_other_thread_that_looks_does_not_keep_the_main_thread_from_being_interrupted() -> None:
+    with StopSignals() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        seen: list[bool] = []
+        thread = threading.Thread(target=lambda: seen.append(signals.requested()))
+        thread.start()
+        thread.join()
+        assert seen == [True]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signals.requested()
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_watchdog_stops_a_robot_whose_driver_hangs() -> None:
