@@ -12,6 +12,7 @@ from deploy.loop_statistics import LoopStatistics
 from deploy.robot import Robot, RobotError
 from deploy.robot_state import StateMachine
 from deploy.safety import CommandLimits, filter_command
+from deploy.watch import term_slices
 from mpo_robot.specs import PolicySpec
 
 FloatArray = npt.NDArray[np.float32]
@@ -25,6 +26,7 @@ class CommandSender:
         previous: [A] applied last, as the robot reports it.
         changed: A limit or the robot altered a command of the running period.
         arrived: The target of the running period was sent.
+        fault: Why nothing is sent any more: the robot reports commands that cannot be.
     """
 
     def __init__(
@@ -47,6 +49,8 @@ class CommandSender:
         self._estop = parts.estop
         self._interpolation: Interpolation = parts.loop.interpolation
         self._tolerance = parts.safety.applied_tolerance * robot.spec.command_half_range
+        self._allowed = _with_slack(limits.hard_low, limits.hard_high, self._tolerance)
+        self.fault: End | None = self._refuse(self.previous, "safe pose")
         self._before: FloatArray | None = None
         self._start = self._target = self.previous
         self._mode, self._first = Mode.STOP, 0
@@ -70,7 +74,7 @@ class CommandSender:
         self._statistics.skipped_commands += 1
 
     def send(self) -> End | None:
-        """Send the next command of the period. Returns why nothing may be sent, if so.
+        """Send the next command of the period. Returns why nothing may be sent, if so. See also `fault` afterwards.
 
         Raises:
             StateError: whoever is acting is not in charge in the robot's state. A programming error.
@@ -78,6 +82,8 @@ class CommandSender:
         """
         if self._estop.tripped:
             return End(EndReason.ESTOP, self._estop.reason)
+        if self.fault is not None:
+            return self.fault
         self._machine.require(self._mode)
         wanted = command_at(self._start, self._target, self._next, self.count, self._interpolation, self._first)
         safe = filter_command(wanted, self.previous, self._limits, self._before)
@@ -90,12 +96,34 @@ class CommandSender:
         self.changed = self.changed or safe.modified or not self._is_same(applied, safe.command)
         self.arrived = self._interpolation == "hold" or self._next == self.count - 1
         self._before, self.previous = self.previous, applied
+        self.fault = self._refuse(applied, "applied command")
         self._next += 1
         self._statistics.commands += 1
         return None
 
+    def _refuse(self, reported: FloatArray, what: str) -> End | None:
+        """The fault, if a command [A] that the robot reports is NaN, infinite or beyond the hard position limits."""
+        low, high = self._allowed
+        within = (reported >= low) & (reported <= high)  # False for NaN
+        if within.all():
+            return None
+        self._statistics.faults["applied"] += 1
+        i = int(np.argmin(within))
+        name = next(term.name for term, part in term_slices(self._spec.command) if i < part.stop)
+        return End(
+            EndReason.SAFETY,
+            f"the {what} that the robot reports is {reported[i]:.6g} for {name!r}, allowed from {low[i]:.4g} to "
+            f"{high[i]:.4g} (position limits and safety.applied_tolerance)",
+        )
+
     def _is_same(self, applied: FloatArray, sent: FloatArray) -> bool:
         return np.array_equal(applied, sent) or bool((np.abs(applied - sent) <= self._tolerance).all())
+
+
+def _with_slack(low: FloatArray, high: FloatArray, tolerance: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Bounds [A] of what may be reported: wider by the tolerance, or by the rounding of a conversion of units."""
+    slack = np.maximum(tolerance, 4.0 * np.spacing(np.maximum(np.abs(low), np.abs(high))))
+    return low - slack, high + slack
 
 
 def checked_vector(values: npt.ArrayLike, size: int, what: str) -> FloatArray:

@@ -188,7 +188,10 @@ class ControlLoop:
 
     def _home(self, episode_id: str, seed: int | None) -> Measurement | End:
         """The first reading in the start pose, or why the robot was stopped on its way there."""
-        with HomingWatch(self._robot, self._parts, lambda: self._on_hang(episode_id)) as watch:
+        with (
+            HomingWatch(self._robot, self._parts, lambda: self._on_hang(episode_id)) as watch,
+            self._parts.estop.may_undo_stops(),
+        ):
             self._require_armed()  # again: the server may have been waited for
             self.machine.fire(Event.HOME)
             try:
@@ -197,8 +200,6 @@ class ControlLoop:
                 if watch.end is None:
                     raise
                 return watch.end._replace(detail=f"{watch.end.detail} (start_episode then raised {error!r})")
-            finally:
-                self._parts.estop.require_stop()  # of the stops before, only the driver knows which it took back
         return watch.end or first
 
     def _not_begun(self, episode_id: str, version: str, end: End) -> EpisodeResult:

@@ -210,7 +210,8 @@ class EpisodeRunner:
 
     def _finish_period(self, tick: Tick, watchdog: Watchdog) -> None:
         """Send the other motor commands of the period, each when it is due, and take down what was applied."""
-        sender, broken_off = self._sender, None
+        sender = self._sender
+        broken_off = sender.fault
         while sender.next_index < sender.count and broken_off is None:
             if self._parts.loop.is_real_time:
                 due_ns = tick.scheduled_ns + sender.next_index * self._command_ns
@@ -220,10 +221,10 @@ class EpisodeRunner:
                 self._clock.sleep_until(due_ns)
             if watchdog.fired:
                 break
-            broken_off = sender.send()
+            broken_off = sender.send() or sender.fault
         assert self._open is not None
         modified = self._open.modified or sender.changed or not sender.arrived or broken_off is not None
-        usable = self._open.usable and bool(np.isfinite(sender.previous).all()) and broken_off is None
+        usable = self._open.usable and broken_off is None
         self._open = self._open._replace(applied=sender.previous, modified=modified, usable=usable)
         self.statistics.modified += modified
         if broken_off is not None:

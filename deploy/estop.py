@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,7 @@ from deploy.stopping import stop_robot
 from deploy.timing import give_way
 from mpo_robot.errors import ConfigError
 
+Confirmation = Literal["", "stopped", "unconfirmed", "failed"]
 _JOIN_S = 0.2
 
 
@@ -66,6 +68,7 @@ class EStop:
         self._reason: str | None = None
         self._since = object()  # marks the last moment from which on only a new stop counts
         self._newest: tuple[object, bool] | None = None  # stop: what `_since` was when it began, whether it worked
+        self._can_be_undone = False
         # A SimpleQueue, because an Event's lock could be held by the very thread that a signal handler interrupts.
         self._wake: queue.SimpleQueue[bool] = queue.SimpleQueue()
 
@@ -83,12 +86,18 @@ class EStop:
         """Stop the robot, and keep it stopped. Again: stop it again, the first reason stays."""
         if self._reason is None:
             self._reason = reason or "no reason given"
-        self.require_stop()
+        self._since = object()
         self._wake.put(True)
 
-    def require_stop(self) -> None:
-        """Let no stop that has begun before now count as `stopped`."""
-        self._since = object()
+    @contextlib.contextmanager
+    def may_undo_stops(self) -> Generator[None, None, None]:
+        """Context in which a driver takes stops back, when only it knows: none begun until its end is `stopped`."""
+        self._can_be_undone = True
+        try:
+            yield
+        finally:
+            self._since = object()
+            self._can_be_undone = False
 
     def stop(self, robot: Robot) -> None:
         """Stop the robot by `stop_robot`, and remember whether that has worked.
@@ -108,13 +117,22 @@ class EStop:
 
     @property
     def stopped(self) -> bool:
-        """Whether the newest stop of the robot has worked and was begun after the last `trip`."""
-        return self._newest == (self._since, True)
+        """Whether the newest stop of the robot has worked, was begun after the last `trip`, and stays in force."""
+        return self._newest == (self._since, True) and not self._can_be_undone
 
     @property
     def stop_failed(self) -> bool:
         """Whether the newest stop of the robot has failed."""
         return self._newest is not None and not self._newest[1]
+
+    @property
+    def confirmation(self) -> Confirmation:
+        """What is known of the stop that is in force: `stopped`, `failed`, or `unconfirmed`; empty if none is."""
+        if not self.tripped:
+            return ""
+        if self.stopped:
+            return "stopped"
+        return "failed" if self._newest == (self._since, False) else "unconfirmed"
 
     def rearm(self) -> None:
         """Take the stop back. Only on the explicit act of a human who has looked at the robot."""

@@ -1,27 +1,39 @@
 """Emergency stop by message: the robot listens, an operator sends. Off loopback only operators' CURVE keys are heard.
 
 A message can stop and ask for the state. It cannot re-arm: that takes a human at the robot. A repeated or replayed
-stop is harmless, so messages carry no sequence numbers.
+stop is harmless, so messages carry no sequence numbers. A stop acts at once, and is answered when the robot's driver
+has confirmed it, or `CONFIRM_S` later; others are answered meanwhile.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 import zmq
 
 from deploy.allow_list import AllowList, Role
-from deploy.estop import EStop
+from deploy.estop import Confirmation, EStop
 from deploy.security import ClientSecurity, ServerSecurity, require_safe, secure_client, secure_server
 from deploy.timing import give_way
 from mpo_robot.errors import ConfigError, MpoRobotError
 
 MAX_BYTES = 1024
+CONFIRM_S = 1.0
+STOP_WORDS: dict[Confirmation, str] = {
+    "": "not stopped",
+    "stopped": "stopped",
+    "unconfirmed": "NOT KNOWN TO HAVE STOPPED: it was told to, and its driver has not confirmed it. Cut its power now",
+    "failed": "COULD NOT BE STOPPED: its driver failed. Cut its power now",
+}
 _POLL_MS = 200
+_WAITING_POLL_MS = 2  # while a stop is to be confirmed
+_LINGER_MS = 200  # for the answers of the last moment
 _JOIN_S = 2.0
 
 
@@ -40,12 +52,25 @@ class StopReply(msgspec.Struct):
         reason: Why.
         state: Of the robot, as in docs/safety.md. After a stop it may still be the state of a moment ago.
         error: What was wrong with the request, or empty.
+        confirmation: Of the stop in force, see `EStop.confirmation`. Robots before this field confirm nothing.
     """
 
     tripped: bool
     reason: str = ""
     state: str = ""
     error: str = ""
+    confirmation: Confirmation = ""
+
+    def __post_init__(self) -> None:
+        if self.tripped and not self.confirmation:
+            self.confirmation = "unconfirmed"
+
+
+class _Waiting(NamedTuple):
+    """Somebody who waits for a stop to be confirmed: the address to answer to, and until when."""
+
+    address: list[zmq.Frame]
+    deadline_s: float
 
 
 class EStopUnreachableError(MpoRobotError):
@@ -73,7 +98,8 @@ class TopicEStop:
         self._estop, self._state = estop, state
         self._stopping = threading.Event()
         self._context = zmq.Context()
-        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.REP)
+        self._waiting: deque[_Waiting] = deque()
+        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         self._socket.linger, self._socket.maxmsgsize = 0, MAX_BYTES
         self._authenticator = None
         self._allowed = None if security is None else AllowList(security.allow)
@@ -101,7 +127,7 @@ class TopicEStop:
         self._close()
 
     def _close(self) -> None:
-        self._socket.close(0)
+        self._socket.close(_LINGER_MS)
         if self._authenticator is not None:
             self._authenticator.stop()
             self._authenticator = None
@@ -111,9 +137,41 @@ class TopicEStop:
         give_way()
         while not self._stopping.is_set():
             with contextlib.suppress(zmq.ZMQError):  # a peer that vanished; the next poll goes on
-                if self._socket.poll(_POLL_MS):
-                    frames = self._socket.recv_multipart(copy=False)
-                    self._socket.send(msgspec.json.encode(self._answer(frames)))
+                if self._socket.poll(_WAITING_POLL_MS if self._waiting else _POLL_MS):
+                    self._take(self._socket.recv_multipart(copy=False))
+                self._answer_waiting()
+        while self._waiting:
+            self._answer(self._waiting.popleft().address)
+
+    def _take(self, frames: list[zmq.Frame]) -> None:
+        """Act on a message, and answer it unless it has to wait."""
+        address, content = frames[:2], frames[2:]
+        if not content or address[1].bytes:  # not from a REQ socket
+            return
+        error = ""
+        try:
+            request = msgspec.json.decode(content[0].bytes, type=StopRequest) if len(content) == 1 else None
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            request = None
+        if not self._is_operator(content[0]):
+            error = "this takes an operator's key"
+        elif request is None:
+            error = "not a stop request: expected one frame of JSON with verb stop or status"
+        elif request.verb == "stop":
+            self._estop.trip(f"message: {request.reason or 'no reason given'}")
+            self._waiting.append(_Waiting(address, time.monotonic() + CONFIRM_S))
+            return
+        self._answer(address, error)
+
+    def _answer_waiting(self) -> None:
+        """All of them when the robot has stopped: an older stop needs no other confirmation than a newer one."""
+        while self._waiting and (self._estop.stopped or time.monotonic() >= self._waiting[0].deadline_s):
+            self._answer(self._waiting.popleft().address)
+
+    def _answer(self, address: list[zmq.Frame], error: str = "") -> None:
+        estop = self._estop
+        reply = StopReply(estop.tripped, estop.reason, self._state(), error, estop.confirmation)
+        self._socket.send_multipart([*address, msgspec.json.encode(reply)])
 
     def _is_operator(self, frame: zmq.Frame) -> bool:
         """With CURVE the key decides; without, only this machine can reach the endpoint, and a stop does no harm."""
@@ -123,20 +181,6 @@ class TopicEStop:
             entry = self._allowed.find(str(frame.get("User-Id")))
             return entry is not None and entry.role is Role.OPERATOR
         return False
-
-    def _answer(self, frames: list[zmq.Frame]) -> StopReply:
-        error = ""
-        try:
-            request = msgspec.json.decode(frames[0].bytes, type=StopRequest) if len(frames) == 1 else None
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            request = None
-        if not self._is_operator(frames[0]):
-            error = "this takes an operator's key"
-        elif request is None:
-            error = "not a stop request: expected one frame of JSON with verb stop or status"
-        elif request.verb == "stop":
-            self._estop.trip(f"message: {request.reason or 'no reason given'}")
-        return StopReply(self._estop.tripped, self._estop.reason, self._state(), error)
 
 
 def send_estop(
@@ -154,7 +198,7 @@ def send_estop(
         reason: For the robot's log; at most some hundred bytes.
         verb: `stop` or `status`.
         security: The operator's secret key and the robot's public key; required off loopback.
-        timeout_s: How long to wait for the answer.
+        timeout_s: How long to wait for the answer. To a stop it may take `CONFIRM_S` to come.
 
     Raises:
         EStopUnreachableError: no answer, for example because the robot does not know the operator's key. The stop may

@@ -1,13 +1,15 @@
 """Command safety: a pure filter between whatever chose a command and the robot.
 
-Order: NaN guard, position limit, acceleration limit, rate limit. The rate limit is last, so that no limit can cause a
-jump; the acceleration limit brakes early enough not to run through a position limit. NaN and infinity never pass,
-whatever the configuration. Limits on what is measured are in `deploy.watch`. Shapes: A action size.
+Order: NaN guard, position limit with its soft margin, acceleration limit, rate limit, hard position limits. The rate
+limit comes after the soft ones, so that none of them can cause a jump; the acceleration limit brakes early enough not
+to run through a position limit. Nothing leaves the hard limits, and NaN and infinity never pass, whatever the robot
+says of its past commands. Limits on what is measured are in `deploy.watch`. Shapes: A action size.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -97,7 +99,8 @@ class SafetyConfig:
         acceleration: Limit on changes of that rate.
         watch: Limits on measured terms.
         applied_tolerance: A robot that reports a command which differs from the one sent by no more than this
-            fraction of the half range (the resolution of a servo, for example) did not modify the action.
+            fraction of the half range (the resolution of a servo, for example) did not modify the action. One that
+            lies beyond the hard position limits by more is a fault, as of a sensor.
     """
 
     position: PositionLimit = field(default_factory=PositionLimit)
@@ -113,8 +116,11 @@ class CommandLimits:
 
     Attributes:
         position_mode: Of `low` and `high`.
-        low: Lowest command.
-        high: Highest command.
+        low: Lowest command, by the soft margin; a robot that starts below comes in at its limited rate.
+        high: Highest command, likewise.
+        hard_low: No command is ever below, unless `position_mode` is `off` or `warn`: the spec's bounds, narrowed by
+            `position.terms` where these are enforced.
+        hard_high: Nor above.
         rate_mode: Of `max_change`.
         max_change: From one command to the next.
         acceleration_mode: Of `max_change_of_change`.
@@ -124,10 +130,17 @@ class CommandLimits:
     position_mode: ClampMode
     low: FloatArray
     high: FloatArray
+    hard_low: FloatArray
+    hard_high: FloatArray
     rate_mode: ClampMode
     max_change: FloatArray
     acceleration_mode: ClampMode
     max_change_of_change: npt.NDArray[np.float64] | None
+
+    @cached_property
+    def edges(self) -> tuple[FloatArray, FloatArray]:
+        """What no command leaves: the hard limits, or what float32 can hold."""
+        return (self.hard_low, self.hard_high) if _is_enforced(self.position_mode) else _FINITE
 
 
 class Filtered(NamedTuple):
@@ -161,22 +174,27 @@ def compile_limits(config: SafetyConfig, spec: PolicySpec, command_dt: float | N
     if not 0.0 <= position.margin < 0.5:
         raise ConfigError(f"safety.position.margin must be in [0, 0.5), got {position.margin}")
     check_names("safety.position.terms", position.terms, spec.command)
-    inset = np.float32(position.margin) * (spec.command_high - spec.command_low)
-    low, high = spec.command_low + inset, spec.command_high - inset
+    narrow_low, narrow_high = spec.command_low.copy(), spec.command_high.copy()
     for term, part in term_slices(spec.command):
         narrower = position.terms.get(term.name, Range())
         if narrower.low is not None:
-            low[part] = np.maximum(low[part], np.float32(narrower.low))
+            narrow_low[part] = np.maximum(narrow_low[part], np.float32(narrower.low))
         if narrower.high is not None:
-            high[part] = np.minimum(high[part], np.float32(narrower.high))
+            narrow_high[part] = np.minimum(narrow_high[part], np.float32(narrower.high))
+    inset = np.float32(position.margin) * (spec.command_high - spec.command_low)
+    low, high = np.maximum(narrow_low, spec.command_low + inset), np.minimum(narrow_high, spec.command_high - inset)
+    for term, part in term_slices(spec.command):
         if not (low[part] < high[part]).all():
             raise ConfigError(f"safety.position: no command is allowed for term {term.name!r}")
+    is_enforced = _is_enforced(position.mode)
     rates = _per_term("safety.rate.max_per_second", config.rate.max_per_second, spec)
     accelerations = _per_term("safety.acceleration.max_per_second2", config.acceleration.max_per_second2, spec)
     return CommandLimits(
         position_mode=position.mode,
         low=low,
         high=high,
+        hard_low=narrow_low if is_enforced else spec.command_low,
+        hard_high=narrow_high if is_enforced else spec.command_high,
         rate_mode=config.rate.mode,
         max_change=(rates * dt).astype(np.float32),
         acceleration_mode=config.acceleration.mode,
@@ -204,15 +222,19 @@ def filter_command(
 
     Args:
         command: [A] asked for, physical units; may hold anything.
-        previous: [A] applied last; must be finite for anything to pass.
+        previous: [A] applied last; must be finite for anything to pass. What lies beyond the hard limits counts from
+            their edge.
         limits: From `compile_limits`.
-        before: [A] applied before that, for the acceleration limit; None: the robot was at rest.
+        before: [A] applied before that, for the acceleration limit, likewise; None: the robot was at rest.
 
     Returns:
-        The command to send and what was found. Pure: equal arguments give equal results.
+        The command to send, which is within the hard limits whatever the arguments, and what was found. Pure: equal
+        arguments give equal results.
     """
-    if not np.isfinite(previous).all():
+    before = previous if before is None else before
+    if not (np.isfinite(previous).all() and np.isfinite(before).all()):
         return Filtered(None, True, ("nan",), "the previous command is not finite, so no safe change is known")
+    previous, before = _clamp(previous, limits.edges), _clamp(before, limits.edges)
     violations: list[str] = []
     result, stop = command, ""
     if not np.isfinite(command).all():
@@ -225,8 +247,7 @@ def filter_command(
     ):
         if mode == "off":
             continue
-        low, high = _interval(name, previous, before, limits)
-        clamped = np.minimum(np.maximum(result, low), high)
+        clamped = _clamp(result, _interval(name, previous, before, limits))
         if np.array_equal(clamped, result):
             continue
         violations.append(name)
@@ -234,12 +255,22 @@ def filter_command(
             result = clamped
         elif mode != "warn":
             stop = stop or f"command {result.tolist()} violates the {name} limit"
-    modified = bool(violations) and not np.array_equal(result, command)
+    if not stop:
+        result = _clamp(result, limits.edges)
+    modified = not np.array_equal(result, command)
     return Filtered(None if stop else result, modified, tuple(violations), stop)
 
 
+def _is_enforced(mode: ClampMode) -> bool:
+    return mode not in ("off", "warn")
+
+
+def _clamp(values: FloatArray, interval: tuple[FloatArray, FloatArray]) -> FloatArray:
+    return np.minimum(np.maximum(values, interval[0]), interval[1])
+
+
 def _interval(
-    name: str, previous: FloatArray, before: FloatArray | None, limits: CommandLimits
+    name: str, previous: FloatArray, before: FloatArray, limits: CommandLimits
 ) -> tuple[FloatArray, FloatArray]:
     """Lowest and highest command [A] that one limit allows."""
     if name == "position":
@@ -248,7 +279,7 @@ def _interval(
         return previous - limits.max_change, previous + limits.max_change
     if limits.max_change_of_change is None:
         return _ANYTHING
-    return _acceleration_interval(previous, previous if before is None else before, limits, limits.max_change_of_change)
+    return _acceleration_interval(previous, before, limits, limits.max_change_of_change)
 
 
 def _acceleration_interval(
@@ -276,4 +307,5 @@ def _acceleration_interval(
     return low.astype(np.float32), high.astype(np.float32)
 
 
+_FINITE: tuple[FloatArray, FloatArray] = (np.finfo(np.float32).min.reshape(1), np.finfo(np.float32).max.reshape(1))
 _ANYTHING: tuple[FloatArray, FloatArray] = (np.full(1, -np.inf, np.float32), np.full(1, np.inf, np.float32))

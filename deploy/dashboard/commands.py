@@ -32,11 +32,11 @@ class Commands:
         self._audit_lock, self._rollback_lock = threading.Lock(), threading.Lock()
 
     def estop(self, reason: str = "") -> dict[str, Any]:
-        """Stop all robots; returns how each has answered. The robots come first, the audit after them."""
+        """Stop all robots; returns how each has answered, `stop` in words. They come first, the audit after them."""
         answers = self._fleet.stop(f"operator's page: {reason or 'no reason given'}")
         problem = ""
         try:
-            self._note("estop", reason=reason, robots={item["name"]: _answer(item) for item in answers})
+            self._note("estop", reason=reason, robots={item["name"]: item["stop"] for item in answers})
         except OSError as error:
             problem = f"the e-stop could not be written to {self._audit.path}: {error.strerror}"
         return {"robots": answers, "audit_problem": problem}
@@ -64,7 +64,3 @@ class Commands:
         with self._audit_lock, lock.open("w") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             self._audit.append(event, f"operator's page of {actor()}", **facts)
-
-
-def _answer(item: dict[str, Any]) -> str:
-    return "stopped" if item["tripped"] else item["error"] or "not stopped"

@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
-from deploy.estop_topic import send_estop
+import msgspec
+
+from deploy.estop import Confirmation
+from deploy.estop_topic import STOP_WORDS, send_estop
 from deploy.security import ClientSecurity
 from mpo_robot.errors import MpoRobotError
 
@@ -30,6 +33,7 @@ class RobotView:
         reason: Why.
         error: Why it could not be asked; empty if it has answered.
         at_s: When that was, monotonic.
+        confirmation: Whether it is known to have stopped, see `EStop.confirmation`.
     """
 
     name: str
@@ -39,12 +43,14 @@ class RobotView:
     reason: str = ""
     error: str = ""
     at_s: float = 0.0
+    confirmation: Confirmation = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, with its age in place of its time."""
+        """For JSON, with its age in place of its time, and with its stop in words."""
         data = dataclasses.asdict(self)
         at_s = data.pop("at_s")
         data["age_s"] = max(0.0, time.monotonic() - at_s) if at_s else None
+        data["stop"] = STOP_WORDS[self.confirmation] if self.confirmation or not self.error else self.error
         return data
 
 
@@ -85,12 +91,12 @@ class Fleet:
             # The last known state stays: a robot that has stopped and gone silent is still known to have stopped.
             view = dataclasses.replace(self._views[name], error=str(error))
         else:
-            view = RobotView(
-                name, endpoint, reply.state, reply.tripped, reply.reason, reply.error, at_s=time.monotonic()
-            )
+            answer = msgspec.structs.asdict(reply)
+            view = RobotView(name, endpoint, **answer, at_s=time.monotonic())
         self._views[name] = view
         # What a stop returns is about this stop alone.
-        return dataclasses.replace(view, tripped=False) if verb == "stop" and view.error else view
+        is_refused = verb == "stop" and bool(view.error)
+        return dataclasses.replace(view, tripped=False, confirmation="") if is_refused else view
 
     def _watch(self, name: str) -> None:
         while True:

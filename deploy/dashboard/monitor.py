@@ -89,7 +89,7 @@ class Monitor:
         for robot in robots:
             name = robot["name"]
             if robot["tripped"]:
-                found.append(f"{name}: e-stop in force ({robot['reason']})")
+                found.append(f"{name}: e-stop in force ({robot['reason']}), {robot['stop']}")
             elif robot["state"] == "FAULT":
                 found.append(f"{name}: in FAULT")
             if robot["age_s"] is None or robot["age_s"] > LATE_S:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from deploy.estop_topic import send_estop
+from deploy.estop_topic import STOP_WORDS, send_estop
 from deploy.security import ClientSecurity
 from mpo_robot.errors import ConfigError
 
 EPILOG = """\
 The robot listens if estop.endpoint is set in its file. Off loopback the operator's key must be on its allow-list
-(estop.allow). Exit code 0: the robot has answered and is stopped (with --status: has answered); 1: it has answered but
-is not stopped; 2: no answer. Examples:
+(estop.allow). Exit code 0: its driver has confirmed the stop (with --status: the robot has answered); 1: the robot has
+answered, but is not known to have stopped; 2: no answer. After 1 and 2 cut its power. Examples:
 
   mpo-robot estop tcp://127.0.0.1:5599 --reason "arm too close"
   mpo-robot estop tcp://robot:5599 --secret-key operator.key_secret --robot-key robot.key
@@ -47,5 +47,6 @@ def run(args: argparse.Namespace) -> int:
         print(f"refused: {reply.error}")
         return 1
     print(f"e-stop   {'tripped: ' + reply.reason if reply.tripped else 'not tripped'}")
+    print(f"robot    {STOP_WORDS[reply.confirmation]}")
     print(f"state    {reply.state or 'unknown'}")
-    return 0 if args.status or reply.tripped else 1
+    return 0 if args.status or reply.confirmation == "stopped" else 1

@@ -122,7 +122,7 @@ def test_estop_stops_the_robot_at_once_and_is_audited(tmp_path):
     with DashboardServer(tmp_path) as page:
         status, answer = page.request("POST", "/api/estop", {"reason": "smoke"})
         assert status == 200
-        assert [(item["name"], item["tripped"]) for item in answer["robots"]] == [("arm", True)]
+        assert [(item["name"], item["confirmation"]) for item in answer["robots"]] == [("arm", "stopped")]
         assert page.estop.tripped
         assert page.estop.reason == "message: operator's page: smoke"
         (entry,) = audit(page)
@@ -138,8 +138,21 @@ def test_estop_stops_the_robot_at_once_and_is_audited(tmp_path):
         status, answer = page.request("POST", "/api/estop", {})
         assert status == 200
         assert not answer["robots"][0]["tripped"]
+        assert not answer["robots"][0]["confirmation"]
         assert "no answer" in answer["robots"][0]["error"]
         assert "could not be written" in answer["audit_problem"]
+
+
+@pytest.mark.parametrize(("stop", "part"), [("raises", "COULD NOT BE STOPPED"), ("hangs", "NOT KNOWN TO HAVE STOPPED")])
+def test_robot_that_is_told_to_stop_is_not_said_to_have_stopped(tmp_path, stop, part):
+    with DashboardServer(tmp_path, stop=stop) as page:
+        answer = page.request("POST", "/api/estop", {})[1]["robots"][0]
+        assert answer["tripped"]
+        assert answer["confirmation"] == {"raises": "failed", "hangs": "unconfirmed"}[stop]
+        assert part in answer["stop"]
+        assert "Cut its power" in answer["stop"]
+        assert audit(page)[0]["robots"] == {"arm": answer["stop"]}
+        wait_until(lambda: any(part in problem for problem in page.state()["problems"]))
 
 
 def test_rollback_takes_effect_once_and_only_from_what_was_shown(tmp_path):

@@ -106,3 +106,13 @@ def test_a_person_sees_live_numbers_and_presses_the_buttons(page):
         os.kill(page.page_process(), signal.SIGKILL)
         wait_until(lambda: "NO CONNECTION" in text(browser, "#link"))
         assert browser.run("document.body.classList.contains('stale')")
+
+
+def test_a_person_is_told_that_a_robot_did_not_stop(tmp_path):
+    with DashboardServer(tmp_path, stop="raises") as page, Browser() as browser:
+        browser.open(page.url)
+        wait_until(lambda: "RUN" in text(browser, "#robots .state"))
+        browser.click("#estop")
+        wait_until(lambda: "arm: COULD NOT BE STOPPED" in text(browser, "#message"))
+        assert browser.run("document.querySelector('#message').className") == "bad"
+        wait_until(lambda: "COULD NOT BE STOPPED" in text(browser, "#robots"))

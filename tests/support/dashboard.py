@@ -11,11 +11,10 @@ from typing import Any
 
 import yaml
 
-from deploy.estop import EStop
-from deploy.estop_topic import TopicEStop
 from deploy.registry import PolicyRegistry
 from tests.support.onnx_files import small_spec, write_linear_policy
-from tests.support.serving import ANY_PORT, ServerProcess
+from tests.support.serving import ServerProcess
+from tests.support.stoppable import How, StoppableRobot
 
 SPEC = small_spec()
 
@@ -31,20 +30,19 @@ class DashboardServer:
         server: Its process.
     """
 
-    def __init__(self, directory: Path, robot: str = "arm", *arguments: str) -> None:
+    def __init__(self, directory: Path, robot: str = "arm", *arguments: str, stop: How = "works") -> None:
         policy = write_linear_policy(directory / "policy.onnx", SPEC)
         self.registry = PolicyRegistry(directory / "policy.onnx.versions")
         self.old = self.registry.publish(policy)
         self.new = self.registry.publish(write_linear_policy(directory / "new.onnx", SPEC, bias=0.5))
-        self.estop = EStop()
-        self._topic = TopicEStop(self.estop, ANY_PORT, None, lambda: "FAULT" if self.estop.tripped else "RUN")
-        self._topic.__enter__()
+        self._robot = StoppableRobot(stop).__enter__()
+        self.estop, self._topic = self._robot.estop, self._robot.topic
         config = directory / "server.yaml"
         config.write_text(yaml.safe_dump({"dashboard": {"robots": {robot: self._topic.endpoint}}}))
         try:
             self.server = ServerProcess(policy, "--config", str(config), *arguments, "--dashboard", "0")
         except BaseException:
-            self._topic.__exit__()
+            self._robot.__exit__(None, None, None)
             raise
         (line,) = [line for line in self.server.output if line.startswith("dashboard ")]
         self.url = line.removeprefix("dashboard ")
@@ -93,4 +91,4 @@ class DashboardServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.server.__exit__(kind, error, trace)
-        self._topic.__exit__()
+        self._robot.__exit__(kind, error, trace)

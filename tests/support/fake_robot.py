@@ -73,7 +73,7 @@ class FakeRobot:
         applied = None if self._on_send is None else self._on_send(len(self.commands), command)
         applied = command if applied is None else applied
         self.commands.append(applied.copy())
-        self._x = (0.9 * self._x + 0.1 * np.nan_to_num(applied).sum()).astype(np.float32)
+        self._x = (0.9 * self._x + 0.1 * np.nan_to_num(applied, posinf=0.0, neginf=0.0).sum()).astype(np.float32)
         return applied
 
     def read(self) -> Measurement:

@@ -17,7 +17,8 @@ from deploy.log_writer import EpisodeLogWriter
 from deploy.loop_parts import EndReason, LoopConfig
 from deploy.observation_checks import FrozenCheck, ObservationConfig, OrderCheck
 from deploy.robot import FloatArray, Measurement, RobotError
-from deploy.safety import PositionLimit, RateLimit, SafetyConfig, WatchedTerm
+from deploy.robot_state import State
+from deploy.safety import PositionLimit, Range, RateLimit, SafetyConfig, WatchedTerm
 from mpo_robot.episode import Source, episodes_from_records
 from mpo_robot.errors import ConfigError, EpisodeError
 from tests.support.loop_bench import MS, SPEC, Bench
@@ -226,10 +227,44 @@ def test_command_changed_by_the_robot_is_modified_beyond_the_tolerance(tmp_path:
     for tolerance, expected in ((0.0, True), (1e-2, False)):
         directory = tmp_path / str(tolerance)
         bench = Bench(directory, safety=SafetyConfig(applied_tolerance=tolerance))
-        bench.robot._on_send = lambda k, command: command + np.float32(0.01)
+        bench.robot._on_send = lambda k, command: command * np.float32(0.997)
         _, log = bench.run()
         assert {record.action_modified for record in log.records} == {expected}
         assert not np.array_equal(log.records[0].command, log.records[0].applied_command)
+
+
+@pytest.mark.parametrize("wild", [50.0, 4.1, np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("count", [1, 2])
+def test_applied_command_that_cannot_be_is_a_fault_and_no_base_for_another(
+    tmp_path: Path, wild: float, count: int
+) -> None:
+    safety = SafetyConfig(rate=RateLimit(max_per_second={"default": 20.0}), applied_tolerance=0.01)
+    bench = Bench(tmp_path, safety=safety, loop=LoopConfig(command_rate=count * 100.0))
+    bench.robot._on_send = lambda k, command: np.full(2, wild, np.float32) if k == 3 else command
+    result, log = bench.run()
+    assert (result.reason, bench.state()) == (EndReason.SAFETY, State.FAULT)
+    assert (
+        f"the applied command that the robot reports is {wild:.6g} for 'motor', allowed from -2.03 to 4.03"
+        in result.detail
+    )
+    assert len(bench.robot.commands) == 4
+    assert result.statistics.faults["applied"] == 1
+    assert [record.step_index for record in log.invalid_records] == [3 // count]
+
+
+def test_applied_command_within_the_tolerance_or_rounding_beyond_the_bounds_is_no_fault(tmp_path: Path) -> None:
+    for tolerance, beyond in ((0.01, 0.02), (0.0, 1e-7)):
+        bench = Bench(tmp_path / str(tolerance), safety=SafetyConfig(applied_tolerance=tolerance))
+        bench.robot._on_send = lambda k, command, e=beyond: np.full(2, 4.0 * (1 + e / 4), np.float32)
+        assert bench.run()[0].reason is EndReason.TRUNCATED
+
+
+def test_robot_whose_safe_pose_no_command_may_reach_gets_none(tmp_path: Path) -> None:
+    terms = {"motor": Range(low=0.5)}  # the safe pose is 0.25: a first command within would be a jump
+    bench = Bench(tmp_path, safety=SafetyConfig(PositionLimit(terms=terms)))
+    result, _ = bench.run()
+    assert "the safe pose that the robot reports is 0.25 for 'motor', allowed from 0.5 to 4" in result.detail
+    assert not bench.robot.commands
 
 
 def test_unfit_reading_is_neither_acted_on_nor_learned_from(tmp_path: Path) -> None:

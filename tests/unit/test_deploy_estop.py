@@ -7,21 +7,26 @@ import subprocess
 import sys
 import termios
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 import pytest
 import zmq
 
+from deploy import estop_topic
 from deploy.allow_list import AllowList, Role
 from deploy.estop import EStop, EStopConfig, EStopGuard
 from deploy.estop_sources import KeyEStop, SignalEStop
 from deploy.estop_topic import EStopUnreachableError, StopReply, TopicEStop, send_estop
 from deploy.key_files import create_keys
 from deploy.security import ClientSecurity, ServerSecurity
+from deploy.stopping import StopFailedError
+from mpo_robot.cli.main import main
 from mpo_robot.errors import ConfigError
 from tests.support.fake_robot import FakeRobot
 from tests.support.robot_process import wait_until
+from tests.support.stoppable import How, StoppableRobot
 
 ANY_PORT = "tcp://127.0.0.1:*"
 
@@ -165,6 +170,99 @@ def test_message_stops_and_tells_the_state() -> None:
         reply = send_estop(topic.endpoint, "arm too close", timeout_s=30)
     assert reply == StopReply(True, "message: arm too close", "RUN")
     assert estop.tripped
+
+
+@pytest.mark.parametrize(
+    ("how", "confirmation", "wait_s", "code", "words"),
+    [
+        ("works", "stopped", 60.0, 0, "stopped"),  # no test waits for that long: answered at once
+        ("raises", "failed", 0.2, 1, "COULD NOT BE STOPPED"),
+        ("hangs", "unconfirmed", 0.2, 1, "NOT KNOWN TO HAVE STOPPED"),
+    ],
+)
+def test_answer_says_whether_the_robot_has_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    how: How,
+    confirmation: str,
+    wait_s: float,
+    code: int,
+    words: str,
+) -> None:
+    monkeypatch.setattr(estop_topic, "CONFIRM_S", wait_s)
+    with StoppableRobot(how) as robot:
+        assert send_estop(robot.topic.endpoint, timeout_s=30).confirmation == confirmation
+        assert send_estop(robot.topic.endpoint, verb="status", timeout_s=30).confirmation == confirmation
+        assert main(["estop", robot.topic.endpoint, "--timeout", "30"]) == code
+        output = capsys.readouterr().out
+        assert words in output
+        assert ("Cut its power" in output) == (code == 1)
+        assert main(["estop", robot.topic.endpoint, "--status", "--timeout", "30"]) == 0
+        assert words in capsys.readouterr().out
+
+
+def test_others_are_answered_while_a_stop_is_to_be_confirmed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estop_topic, "CONFIRM_S", 60.0)
+    with StoppableRobot("hangs") as robot, ThreadPoolExecutor() as pool:
+        stops = [pool.submit(send_estop, robot.topic.endpoint, timeout_s=30) for _ in range(3)]
+        wait_until(lambda: robot.estop.tripped)
+        assert send_estop(robot.topic.endpoint, verb="status", timeout_s=30).confirmation == "unconfirmed"
+        assert not any(stop.done() for stop in stops)
+        robot.is_free.set()
+        assert {stop.result().confirmation for stop in stops} == {"stopped"}
+
+
+def test_listener_that_ends_answers_those_who_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estop_topic, "CONFIRM_S", 60.0)
+    with StoppableRobot("hangs") as robot, ThreadPoolExecutor() as pool:
+        stop = pool.submit(send_estop, robot.topic.endpoint, timeout_s=30)
+        wait_until(lambda: robot.estop.tripped)
+        robot.topic.__exit__()
+        assert stop.result().confirmation == "unconfirmed"
+
+
+def test_only_a_stop_that_began_after_the_last_trip_counts() -> None:
+    robot, estop = FakeRobot(), EStop()
+    estop.stop(robot)
+    assert estop.confirmation == "", "not tripped"
+    estop.trip("one")
+    assert estop.confirmation == "unconfirmed"
+    estop.stop(robot)
+    assert estop.confirmation == "stopped"
+    robot.stop = lambda: estop.trip("meanwhile")  # type: ignore[method-assign]
+    estop.stop(robot)
+    assert estop.confirmation == "unconfirmed"
+    robot.stop = lambda: 1 / 0  # type: ignore[method-assign]
+    with pytest.raises(StopFailedError):
+        estop.stop(robot)
+    assert estop.confirmation == "failed"
+    estop.trip("again")
+    assert estop.confirmation == "unconfirmed"
+
+
+def test_older_sides_understand_each_other() -> None:
+    """`confirmation` was added: older clients ignore it, older robots do not send it and so confirm nothing."""
+
+    class OldReply(msgspec.Struct):
+        tripped: bool
+        reason: str = ""
+        state: str = ""
+        error: str = ""
+
+    with StoppableRobot() as robot, zmq.Context() as context, context.socket(zmq.REQ) as client:
+        client.linger = 0
+        client.connect(robot.topic.endpoint)
+        client.send(b'{"verb":"stop","reason":"x"}')
+        assert client.poll(30_000)
+        assert msgspec.json.decode(client.recv(), type=OldReply) == OldReply(True, "message: x", "FAULT")
+    with zmq.Context() as context, context.socket(zmq.REP) as old, ThreadPoolExecutor() as pool:
+        old.linger = 0
+        port = old.bind_to_random_port("tcp://127.0.0.1")
+        answer = pool.submit(send_estop, f"tcp://127.0.0.1:{port}", timeout_s=30)
+        assert old.poll(30_000)
+        assert msgspec.json.decode(old.recv()) == {"verb": "stop", "reason": ""}, "unknown fields would be refused"
+        old.send(msgspec.json.encode(OldReply(True, "message", "RUN")))
+        assert answer.result().confirmation == "unconfirmed"
 
 
 def test_garbage_neither_stops_nor_silences_the_listener() -> None:

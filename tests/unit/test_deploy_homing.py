@@ -75,12 +75,14 @@ def test_stop_that_the_driver_takes_back_is_repeated(tmp_path: Path, bench: Benc
         before = robot.calls.count("stop")
         bench.parts.estop.trip("test")
         wait_until(lambda: robot.calls.count("stop") > before)  # the guard's, which is about to be forgotten
+        assert bench.parts.estop.confirmation != "stopped"
 
     robot = HomingRobot(trip, obeys)
     (result,) = run_session(robot, bench.parts, name="arm", episodes=5, latch=latch)
     assert (result.reason, result.state, result.steps, result.has_begun) == (EndReason.ESTOP, State.FAULT, 0, False)
     assert result.detail.startswith("test")
     assert not robot.is_on
+    assert bench.parts.estop.confirmation == "stopped"
     assert "send_command" not in robot.calls
     record = latch.read()
     assert record is not None

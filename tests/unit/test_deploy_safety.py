@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -122,16 +122,62 @@ def test_non_finite_previous_command_stops() -> None:
     assert "not finite" in result.stop
 
 
+HARD = {"terms": {"knee": Range(low=0.25)}}  # -1 to 1 for the hip, 0.25 to 2 for the knee
+ANYTHING = hnp.arrays(np.float32, 3, elements=st.floats(width=32) | st.floats(-3, 3, width=32))
+
+
+@given(
+    command=ANYTHING,
+    previous=ANYTHING,
+    before=st.none() | ANYTHING,
+    modes=st.tuples(*[st.sampled_from(["off", "warn", "clamp", "fault", "stop"])] * 3),
+    margin=st.floats(0, 0.4),
+    per_second=st.floats(0.1, 1e6),
+    acceleration=st.floats(0.1, 1e6),
+)
+@settings(max_examples=500)
+def test_no_command_leaves_the_hard_limits_whatever_was_applied_before(
+    command: np.ndarray,
+    previous: np.ndarray,
+    before: np.ndarray | None,
+    modes: tuple[ClampMode, ClampMode, ClampMode],
+    margin: float,
+    per_second: float,
+    acceleration: float,
+) -> None:
+    position, rate, acceleration_mode = modes
+    compiled = limits(
+        PositionLimit(position, margin, **HARD),
+        RateLimit(rate, {"default": per_second}),
+        AccelerationLimit(acceleration_mode, {"default": acceleration}),
+    )
+    result = filter_command(command, previous, compiled, before)
+    assert (result.command is None) == bool(result.stop)
+    if result.command is not None:
+        assert np.isfinite(result.command).all()
+        assert result.modified == (not np.array_equal(result.command, command))
+        if position not in ("off", "warn"):
+            assert (result.command >= array(-1.0, 0.25, 0.25)).all()
+            assert (result.command <= array(1.0, 2.0, 2.0)).all()
+
+
+def test_wild_applied_command_is_no_base_for_the_next() -> None:
+    compiled = limits(rate=RateLimit(max_per_second={"default": 2.0}))
+    result = filter_command(ZERO, array(50, 50, -50), compiled)
+    assert result.command is not None
+    np.testing.assert_allclose(result.command, [0.8, 1.8, 0.0], rtol=1e-6)
+
+
 @given(
     command=hnp.arrays(np.float32, 3, elements=st.floats(width=32)),
-    previous=hnp.arrays(np.float32, 3, elements=st.floats(-3, 3, width=32)),
+    previous=hnp.arrays(np.float32, 3, elements=st.floats(0.25, 1, width=32)),
     margin=st.floats(0, 0.4),
     per_second=st.floats(0.1, 100),
 )
 def test_clamped_commands_are_finite_smooth_and_come_back_inside(
     command: np.ndarray, previous: np.ndarray, margin: float, per_second: float
 ) -> None:
-    compiled = limits(PositionLimit(margin=margin), RateLimit(max_per_second={"default": per_second}))
+    compiled = limits(PositionLimit(margin=margin, **HARD), RateLimit(max_per_second={"default": per_second}))
     result = filter_command(command, previous, compiled)
     assert result.command is not None
     assert np.isfinite(result.command).all()

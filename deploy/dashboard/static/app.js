@@ -85,7 +85,7 @@ function showRobots(state) {
     const kind = isOld || robot.tripped || robot.state === "FAULT" ? "bad" : robot.state === "FALLBACK" ? "warn" : robot.state === "RUN" ? "good" : "";
     const card = element("div", undefined, `card ${kind}`);
     card.append(element("strong", robot.name), element("span", isOld ? "NO ANSWER" : robot.state || "unknown", "state"));
-    if (robot.tripped) card.append(element("div", `e-stop: ${robot.reason}`));
+    if (robot.tripped) card.append(element("div", `e-stop: ${robot.reason}`), element("div", robot.stop));
     if (isOld && robot.age_s !== null) card.append(element("div", `${robot.state || "unknown"} ${robot.age_s.toFixed(0)} s ago`, "muted"));
     card.append(element("div", robot.endpoint, "muted"));
     return card;
@@ -143,8 +143,8 @@ $("estop").addEventListener("click", async () => {
   say("e-stop sent ...", true);
   try {
     const answer = await ask("api/estop", { reason: "button" }, 10000);
-    const failed = answer.robots.filter((robot) => !robot.tripped);
-    const lines = answer.robots.map((robot) => `${robot.name}: ${robot.tripped ? "stopped" : `NOT KNOWN TO HAVE STOPPED. ${robot.error}`}`);
+    const failed = answer.robots.filter((robot) => robot.confirmation !== "stopped");
+    const lines = answer.robots.map((robot) => `${robot.name}: ${robot.confirmation ? robot.stop : `NOT KNOWN TO HAVE STOPPED. ${robot.error}`}`);
     say([...lines, answer.audit_problem].filter(Boolean).join("\n"), failed.length > 0 || answer.audit_problem);
   } catch (error) {
     say(`E-STOP MAY NOT HAVE ARRIVED, use another way now. ${error.message}`, true);
