@@ -128,7 +128,7 @@ class EpisodeTrace:
         outcomes: [O] float32 that each ended in.
         commands: Motor commands sent.
         ticks: Periods that the loop began.
-        last_period: Number of the last of them, from its deadline.
+        last_period: Number of the last of them, from its deadline; -1 before the first.
         started_s: When the robot was told to start, by `time.monotonic`; infinite if it was not.
         stopped_s: When the loop had stopped it.
     """
@@ -138,7 +138,7 @@ class EpisodeTrace:
     outcomes: list[npt.NDArray[np.float32]] = field(default_factory=list)
     commands: int = 0
     ticks: int = 0
-    last_period: int = 0
+    last_period: int = -1
     started_s: float = math.inf
     stopped_s: float = math.inf
 
