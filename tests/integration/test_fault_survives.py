@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from mpo_robot.cli.main import main
+from tests.support.fake_robot import FakeRobot
 from tests.support.onnx_files import small_spec, write_linear_policy
 from tests.support.robot_process import RobotProcess, journal, wait_until, write_config
 
@@ -171,3 +172,31 @@ def test_nothing_moves_on_a_disk_that_is_full_from_the_beginning(
     assert "No space left" in capsys.readouterr().err
     assert journal(tmp_path) == []
     assert latches(small_disk / "state") == []
+
+
+@pytest.mark.parametrize(
+    ("failures", "words"), [(3, "was stopped first"), (9, "THE ROBOT COULD NOT BE STOPPED. Cut its")]
+)
+def test_stop_that_fails_at_the_harmless_end_of_an_episode_is_a_fault(
+    tmp_path: Path,
+    state_home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    failures: int,
+    words: str,
+) -> None:
+    """Three failures: a later stop works. Nine: each of the three that follow the end fails."""
+    script = iter([OSError("bus")] * failures)
+
+    def stop(robot: FakeRobot) -> None:
+        for error in script:
+            raise error
+
+    monkeypatch.setattr(FakeRobot, "stop", stop)
+    config = robot_file(tmp_path, options={"length": 3, "control_dt": 0.005})
+    assert main(["run-robot", "--config", str(config)]) == 1
+    assert words in capsys.readouterr().err
+    assert [record["reason"] for record in latches(state_home)] == ["error"]
+    assert journal(tmp_path).count("start_episode") == 1
+    assert journal(tmp_path)[-1] == "disconnect"
+    assert main(["run-robot", "--config", str(config)]) == 2

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,25 @@ def test_the_drivers_spec_is_that_of_the_simulated_task(workplace):
     environment = make_environment(EnvironmentConfig(TASK))
     assert environment.spec == pendulum.SPEC
     environment.close()
+
+
+def test_a_way_home_as_on_the_page_ends_when_it_is_stopped(workplace):
+    page = (TUTORIALS / "own_robot.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"### Stopped on the way\n.*?```python\n(.*?)```", page, re.DOTALL)
+    scope = vars(__import__("pendulum"))
+    exec(f"class Homing(Pendulum):\n{text}", scope)
+    robot, steps = scope["Homing"](), []
+    robot.angle, robot.velocity, robot.time_ns = 0.0, 0.0, time.monotonic_ns()
+    robot.is_home = lambda: len(steps) >= 5
+    robot.step_home = lambda: (steps.append(1), robot.stop() if len(steps) == stop_at else None)
+    robot.stop()  # of before: taken back
+    stop_at = 0
+    assert len(robot.start_episode().observation) == 3
+    steps.clear()
+    stop_at = 2
+    with pytest.raises(RuntimeError, match="stopped on the way"):
+        robot.start_episode()
+    assert len(steps) == 2
 
 
 def test_the_driver_runs_against_a_served_policy_and_its_log_is_complete(workplace):
