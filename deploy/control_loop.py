@@ -13,14 +13,12 @@ from deploy.episode_runner import EpisodeRunner
 from deploy.fault_latch import RobotFaultError
 from deploy.homing import HomingWatch
 from deploy.log_writer import EpisodeLogWriter
-from deploy.loop_parts import End, EndReason, LoopParts
+from deploy.loop_parts import End, EndReason, LoopParts, limits_for
 from deploy.loop_statistics import LoopStatistics
 from deploy.robot import Measurement, Robot
 from deploy.robot_state import Event, State, StateMachine
-from deploy.safety import compile_limits
 from deploy.stopping import StopFailedError, Watchdog
 from deploy.timing import steady_interpreter
-from deploy.watch import TermWatch
 from mpo_robot.errors import ConfigError
 
 
@@ -71,24 +69,16 @@ class ControlLoop:
                 `Robot.start_episode`, does not end.
 
         Raises:
-            ConfigError: limits that name unknown terms, a ladder with `local` but no policy, a too short watchdog, a
-                command rate that is no multiple of the policy's.
+            ConfigError: what `limits_for` refuses, or a ladder with `local` but no policy.
         """
         self._robot = robot
         self._parts = parts
         self._on_hang = on_hang
-        count = parts.loop.commands_per_period(robot.spec)
-        self._limits = compile_limits(parts.safety, robot.spec, robot.spec.control_dt / count)
-        TermWatch(parts.safety.watch, robot.spec)
+        self._limits = limits_for(robot.spec, parts.loop, parts.safety, parts.observation)
         if parts.fallback.needs_local_policy and parts.local is None:
             raise ConfigError(
                 "fallback.ladder has the rung `local`, which needs a policy file in this process: "
                 "set policy_path, or take the rung out"
-            )
-        if parts.loop.is_real_time and 0 < parts.loop.watchdog_s <= 2 * robot.spec.control_dt:
-            raise ConfigError(
-                f"loop.watchdog_s must be 0 or longer than two periods of {robot.spec.control_dt} s, "
-                f"got {parts.loop.watchdog_s}"
             )
         self.machine = StateMachine(parts.clock.monotonic_ns)
 

@@ -12,10 +12,11 @@ from deploy.estop import EStop
 from deploy.fallback import FallbackConfig
 from deploy.interpolation import Interpolation
 from deploy.log_writer import EpisodeLogWriter
-from deploy.observation_checks import ObservationConfig
+from deploy.observation_checks import ObservationConfig, ObservationMonitor
 from deploy.real_time import RealTimeConfig
-from deploy.safety import SafetyConfig
+from deploy.safety import CommandLimits, SafetyConfig, compile_limits
 from deploy.timing import Clock, SystemClock
+from deploy.watch import TermWatch
 from mpo_robot.errors import ConfigError
 from mpo_robot.specs import PolicySpec
 
@@ -154,3 +155,22 @@ class LoopParts:
     should_stop: Callable[[], bool] = _never
     estop: EStop = field(default_factory=EStop)
     clock: Clock = field(default_factory=SystemClock)
+
+
+def limits_for(
+    spec: PolicySpec, loop: LoopConfig, safety: SafetyConfig, observation: ObservationConfig
+) -> CommandLimits:
+    """Limits of one motor command. All that these settings may get wrong for a robot is found here, before it moves.
+
+    Raises:
+        ConfigError: limits or checks that name unknown terms or make no sense, a too short watchdog, a command rate
+            that is no multiple of the policy's.
+    """
+    limits = compile_limits(safety, spec, spec.control_dt / loop.commands_per_period(spec))
+    TermWatch(safety.watch, spec)
+    ObservationMonitor(observation, spec.control_dt, loop.is_real_time)
+    if loop.is_real_time and 0 < loop.watchdog_s <= 2 * spec.control_dt:
+        raise ConfigError(
+            f"loop.watchdog_s must be 0 or longer than two periods of {spec.control_dt} s, got {loop.watchdog_s}"
+        )
+    return limits

@@ -17,14 +17,13 @@ from deploy.latch_place import named_latch, robot_latch
 from deploy.loading import load_name
 from deploy.log_config import LogConfig
 from deploy.log_opener import log_opener
-from deploy.loop_parts import LoopConfig, LoopParts
+from deploy.loop_parts import LoopConfig, LoopParts, limits_for
 from deploy.observation_checks import ObservationConfig
 from deploy.onnx_policy import OnnxPolicy
 from deploy.robot import Robot, RobotError
-from deploy.safety import SafetyConfig, compile_limits
+from deploy.safety import SafetyConfig
 from deploy.security import ClientSecurity
 from deploy.timing import Clock, SystemClock
-from deploy.watch import TermWatch
 from mpo_robot.errors import ConfigError
 from mpo_robot.specs import PolicySpec
 
@@ -175,9 +174,7 @@ def build_parts(
             directory that cannot be written.
     """
     # What the configuration alone decides comes before the wait for a server.
-    config.loop.commands_per_period(spec)
-    compile_limits(config.safety, spec)
-    TermWatch(config.safety.watch, spec)
+    limits_for(spec, config.loop, config.safety, config.observation)
     open_log = log_opener(config.log, spec, config.robot.name)
     clock = SystemClock(round(config.loop.spin_s * 1e9))
     local = None

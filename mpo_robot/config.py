@@ -16,6 +16,7 @@ import yaml
 from mpo_robot.errors import ConfigError
 
 T = TypeVar("T")
+_LONGEST_S = 1e9
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -238,9 +239,7 @@ def _convert_scalar(hint: Any, value: Any, path: str) -> Any:
     if isinstance(value, str) and hint in (float, int):
         value = parse_scalar(value)  # YAML 1.1 reads 1e-3 as text
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if math.isnan(value):
-            raise ConfigError(f"{path} must be a number, got NaN")
-        return float(value)
+        return _finite(value, path)
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if hint is Path and isinstance(value, (str, Path)):
@@ -248,3 +247,16 @@ def _convert_scalar(hint: Any, value: Any, path: str) -> Any:
     if isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     raise ConfigError(f"{path} must be {getattr(hint, '__name__', hint)}, got {value!r}")
+
+
+def _finite(value: float, path: str) -> float:
+    """The number. No setting means anything by NaN, infinity, or a time (names end in `_s`) that no clock can hold."""
+    try:
+        number = float(value)
+    except OverflowError:  # a very long integer
+        number = math.inf
+    if not math.isfinite(number):
+        raise ConfigError(f"{path} must be a finite number, got {number}")
+    if path.endswith("_s") and abs(number) > _LONGEST_S:
+        raise ConfigError(f"{path} must be at most {_LONGEST_S:.0e} seconds, got {number}")
+    return number

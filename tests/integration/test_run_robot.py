@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -62,6 +63,13 @@ def test_local_policy_in_real_time(tmp_path: Path, policy: Path, capsys: pytest.
         ({"safety": {"watch": [{"term": "stat", "max_abs": 1.0}]}}, "did you mean"),
         ({"safety": {"rate": {"max_per_second": {"moter": 1.0}}}}, "did you mean"),
         ({"log": {"directory": "/proc/logs"}}, "log directory"),
+        ({"loop": {"watchdog_s": 0.03}}, "loop.watchdog_s"),
+        ({"loop": {"command_rate": math.inf}}, "loop.command_rate must be a finite number"),
+        ({"loop": {"spin_s": math.nan}}, "loop.spin_s must be a finite number"),
+        ({"loop": {"spin_s": 1e300}}, "loop.spin_s must be at most"),
+        ({"server": {"timeout_s": math.inf}}, "server.timeout_s must be a finite number"),
+        ({"observation": {"stale": {"max_age_s": math.inf}}}, "observation.stale.max_age_s must be a finite number"),
+        ({"safety": {"watch": [{"term": "state", "high": math.inf}]}}, "safety.watch[0].high"),
     ],
 )
 def test_what_the_robot_file_alone_gets_wrong_is_told_before_a_server_is_asked(

@@ -33,6 +33,7 @@ class Example:
     scales: dict[str, float] = field(default_factory=dict)
     anything: Any = None
     stages: tuple[Optimizer, ...] = ()
+    wait_s: float = 0.0
 
 
 def load(overrides=(), **data):
@@ -80,7 +81,6 @@ def test_missing_value_is_named():
         ({"limits": [1.0]}, "limits must have 2 entries, got 1"),
         ({"optimizer": None}, "optimizer must be a section (a mapping), got None"),
         ({"optimizer": {"learning_rate": "fast"}}, "optimizer.learning_rate must be float, got 'fast'"),
-        ({"optimizer": {"learning_rate": math.nan}}, "optimizer.learning_rate must be a number, got NaN"),
         ({"scales": [1]}, "scales must be a mapping, got [1]"),
         ({"scales": {"arm": "x"}}, "scales.arm must be float, got 'x'"),
         ({"stages": [{}, {"clipp": 1}]}, "unknown key stages[1].clipp: did you mean stages[1].clip?"),
@@ -88,6 +88,25 @@ def test_missing_value_is_named():
 )
 def test_wrong_values_are_refused_with_their_path(data, text):
     assert error(**data) == text
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, "inf", "nan", 10**400], ids=str)
+@pytest.mark.parametrize(
+    ("data", "path"),
+    [
+        (lambda x: {"optimizer": {"clip": x}}, "optimizer.clip"),
+        (lambda x: {"limits": [0.0, x]}, "limits[1]"),
+        (lambda x: {"scales": {"arm": x}}, "scales.arm"),
+        (lambda x: {"stages": [{"learning_rate": x}]}, "stages[0].learning_rate"),
+    ],
+)
+def test_no_setting_is_infinite_or_nan_wherever_it_stands(data, path, number):
+    assert error(**data(number)).startswith(f"{path} must be a finite number")
+
+
+def test_a_time_must_fit_into_a_clock():
+    assert error(wait_s=1e300) == "wait_s must be at most 1e+09 seconds, got 1e+300"
+    assert load(wait_s=1e9).wait_s == 1e9
 
 
 def test_a_refused_value_of_a_dataclass_names_its_section():
@@ -201,7 +220,7 @@ def test_dump_and_load_give_the_same_config(tmp_path):
         mode="soft",
         optimizer=Optimizer(1e-5, None),
         folder=Path("runs/x"),
-        scales={"arm": 1e-7, "leg": math.inf},
+        scales={"arm": 1e-7, "leg": 1e300},
         stages=(Optimizer(), Optimizer(0.5)),
     )
     file = tmp_path / "config.yaml"

@@ -54,7 +54,7 @@ def test_a_limit_that_does_not_hold_is_found(
         limits = compile_limits(*arguments, **options)
         return dataclasses.replace(limits, **breaks(limits))
 
-    monkeypatch.setattr("deploy.control_loop.compile_limits", compile_broken)
+    monkeypatch.setattr("deploy.loop_parts.compile_limits", compile_broken)
     assert Watched(tmp_path).run() == {kind}
 
 
