@@ -8,6 +8,7 @@ import pytest
 import zmq
 
 from deploy import protocol
+from deploy.access import Peer
 from deploy.allow_list import AllowList, Role
 from deploy.client import EpisodeOutcome, PolicyClient, ServerTimeoutError
 from deploy.guard import GuardConfig
@@ -282,3 +283,57 @@ def test_a_server_with_a_list_of_approved_policies_serves_no_other(tmp_path):
         old = client.begin_episode("a", PATIENCE_S)
         serving.registry.publish(write_linear_policy(tmp_path / "new.onnx", SPEC, bias=0.5))
         assert client.begin_episode("b", PATIENCE_S) == old
+
+
+def raw_dealer(context, lab, name):
+    """A socket with somebody's key, for what no client of ours would say."""
+    socket = context.socket(zmq.DEALER)
+    socket.linger, socket.rcvtimeo = 0, int(PATIENCE_S * 1000)
+    socket.curve_publickey, socket.curve_secretkey = load_secret(lab.pairs[name][1])
+    socket.curve_serverkey = load_public(lab.pairs["server"][0])
+    socket.connect(lab.endpoint)
+    return socket
+
+
+def test_handshakes_look_at_the_list_themselves(tmp_path):
+    lab = Lab(tmp_path, registry_poll_s=3600.0)
+    with lab.serving, lab.client("one") as one, lab.client("two") as two:
+        one.connect(PATIENCE_S)
+        lab.allowed.allow(lab.pairs["two"][0], Role.ROBOT)
+        two.connect(PATIENCE_S)
+        lab.allowed.revoke("one")
+        with lab.client("one") as again, pytest.raises(ServerTimeoutError):
+            again.connect(0.4)
+
+
+def test_frames_of_a_revoked_key_are_not_decoded(lab):
+    context = zmq.Context()
+    with raw_dealer(context, lab, "one") as socket:
+        socket.send(b"garbage")
+        assert protocol.decode(socket.recv()).code == "malformed"
+        lab.allowed.revoke("one")
+        handler = lab.serving.server.handler
+        wait_until(lambda: not handler._access.may_talk(Peer(b"", load_public(lab.pairs["one"][0]).decode())))
+        for frame in (b"garbage", protocol.encode(protocol.Ping(**protocol.header(SPEC.spec_hash, 1, 0)))):
+            socket.send(frame)
+            assert protocol.decode(socket.recv()).code == "forbidden"
+        assert lab.serving.server.statistics.malformed == 1
+    context.term()
+
+
+@pytest.mark.parametrize(("size", "answered"), [(4, 200), (512 << 10, 200 // 33 + 1)])
+def test_large_frames_cost_more(tmp_path, size, answered):
+    """An action request costs 1, and 1 more per 16 KiB: 33 for half a MiB."""
+    context = zmq.Context()
+    policy = write_linear_policy(tmp_path / "p.onnx", SPEC)
+    with ServerThread(policy, max_rate_hz=1e-6, rate_burst=200) as serving, context.socket(zmq.DEALER) as socket:
+        socket.linger, socket.rcvtimeo = 0, int(PATIENCE_S * 1000)
+        socket.connect(serving.endpoint)
+        header = protocol.header(SPEC.spec_hash, 1, 0)
+        frame = protocol.encode(protocol.ActRequest(**header, step_index=0, observation=bytes(size)))
+        codes = []
+        while codes[-1:] != ["too_fast"]:
+            socket.send(frame)
+            codes.append(protocol.decode(socket.recv()).code)
+        assert codes == ["unknown_session"] * answered + ["too_fast"]
+    context.term()

@@ -217,3 +217,11 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert listed[1].split() == ["operator", "robot1", load_public(tmp_path / "keys" / "robot1.key").decode()]
     assert main(["keys", "revoke", "allowed", "robot1"]) == 0
     assert main(["keys", "revoke", "allowed", "robot1"]) == 2
+
+
+def test_the_list_itself_may_be_a_link(made, allowed, tmp_path):
+    allowed.allow(made["robot1"][0], Role.ROBOT)
+    (tmp_path / "link").symlink_to(allowed.directory)
+    linked = AllowList(tmp_path / "link")
+    linked.require_usable()
+    assert names(linked) == [("robot1", Role.ROBOT)]

@@ -10,8 +10,20 @@ import pytest
 import zmq
 
 from deploy import protocol
-from deploy.client import ClientState, PolicyClient, ServerRefusedError, ServerTimeoutError
-from deploy.protocol import ActReply, ActRequest, BeginEpisode, EpisodeReady, Error, Hello, Ping, Pong, Welcome
+from deploy.client import ClientState, EpisodeOutcome, PolicyClient, ServerRefusedError, ServerTimeoutError
+from deploy.protocol import (
+    ActReply,
+    ActRequest,
+    BeginEpisode,
+    EndEpisode,
+    EpisodeNoted,
+    EpisodeReady,
+    Error,
+    Hello,
+    Ping,
+    Pong,
+    Welcome,
+)
 from mpo_robot.errors import ConfigError, ProtocolError, SpecMismatchError
 from tests.support.onnx_files import small_spec
 
@@ -451,6 +463,36 @@ def test_a_server_that_dies_and_comes_back_is_picked_up(server, ready):
         assert [type(message) for message in again.received][:2] == [Hello, BeginEpisode]
     finally:
         again.close()
+
+
+def test_the_end_of_an_episode_is_told_only_to_a_server_that_takes_it(server, client):
+    outcome = EpisodeOutcome(1, 0.0, 0, False, "truncated")
+    for takes in (False, True):
+        spec_json = protocol.encode_spec(SPEC)
+
+        def welcome(message, takes=takes, spec_json=spec_json):
+            fields = {"policy_version": VERSION, "spec_json": spec_json, "stochastic": True}
+            return [Welcome(**server.header(message), **fields, takes_outcomes=takes)]
+
+        server.answer = lambda message, welcome=welcome: (
+            welcome(message)
+            if isinstance(message, Hello)
+            else [EpisodeNoted(**server.header(message))]
+            if isinstance(message, EndEpisode)
+            else server.behave(message)
+        )
+        client.connect(PATIENCE_S)
+        client.begin_episode("e", PATIENCE_S)
+        assert client.end_episode(outcome, PATIENCE_S) is takes
+        assert any(isinstance(message, EndEpisode) for message in server.received) is takes
+
+
+def test_request_ids_grow(server, ready):
+    for step in range(3):
+        act(ready, step)
+    numbers = [message.request_id for message in server.received]
+    assert numbers == sorted(set(numbers))
+    assert numbers[0] > protocol.NO_REQUEST
 
 
 def test_close_twice_and_bad_endpoints(server):

@@ -181,6 +181,17 @@ def test_a_hash_that_is_not_that_of_the_spec_is_refused(make):
     assert_error(bench.act(A, spec=small_spec(4)), "spec_mismatch")
 
 
+def test_what_belongs_to_a_session_is_checked_for_its_spec_each_time(make):
+    bench = make()
+    bench.hello(A)
+    other = protocol.header("0" * 64, 1, 0)
+    outcome = {"steps": 1, "undiscounted_return": 0.0, "misses": 0, "fault": False, "reason": "x"}
+    assert_error(bench.ask(A, BeginEpisode(**other, episode_id="e")), "spec_mismatch")
+    bench.begin(A, "e")
+    assert_error(bench.ask(A, EndEpisode(**other, episode_id="e", **outcome)), "spec_mismatch")
+    assert bench.ask(A, Ping(**other)).session is True  # says nothing that depends on it
+
+
 def test_a_spec_that_cannot_be_read_is_malformed(make):
     assert_error(make().ask(A, Hello(**protocol.header("0" * 64, 1, 0), client_id="a", spec_json="{}")), "malformed")
 
@@ -518,6 +529,23 @@ def test_a_change_that_is_asked_for_again_is_made_once(make):
         if command == "end-trial":
             bench.registry.start_trial(candidate, 0.5)
             assert_error(operate(bench, B, command, TOKEN, expect=state), "refused", "no trial of")
+
+
+def test_a_repetition_by_another_operator_is_none(make):
+    bench = make()
+    bench.publish(0.1)
+    operations = Operations(bench.registry, bench.guard)
+    state = operations.operate("status", "anna")["state"]
+    for _ in range(2):
+        assert operations.operate("rollback", "anna", expect=state)["current"] == bench.version
+    bench.publish(0.2)
+    with pytest.raises(ConfigError, match="not in force any more"):
+        operations.operate("rollback", "anna", expect=state)
+    state = operations.operate("status", "anna")["state"]
+    operations.operate("rollback", "anna", expect=state)
+    for command, by in (("rollback", "otto"), ("promote", "anna")):
+        with pytest.raises(ConfigError):
+            operations.operate(command, by, expect=state)
 
 
 def test_without_an_expectation_each_message_acts(make):

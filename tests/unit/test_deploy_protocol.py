@@ -106,3 +106,16 @@ def test_a_known_message_of_another_version_is_refused():
 def test_unknown_extra_fields_are_ignored():
     fields = {"type": "ping", **protocol.header(HASH, 1, 0), "later_addition": {"a": 1}}
     assert protocol.decode(msgspec.msgpack.encode(fields)) == protocol.Ping(**protocol.header(HASH, 1, 0))
+
+
+def test_an_unknown_message_of_this_version_is_malformed():
+    with pytest.raises(ProtocolError, match="not a message of protocol version 1"):
+        protocol.decode(msgspec.msgpack.encode({"type": "novelty", **protocol.header(HASH, 1, 0)}))
+
+
+def test_fields_that_were_added_within_the_version_may_be_absent():
+    header = protocol.header(HASH, 1, 0)
+    welcome = {"policy_version": "a" * 64, "spec_json": protocol.encode_spec(SPEC), "stochastic": True}
+    assert protocol.decode(msgspec.msgpack.encode({"type": "welcome", **header, **welcome})).takes_outcomes is False
+    old = protocol.decode(msgspec.msgpack.encode({"type": "operate", **header, "command": "status"}))
+    assert (old.reason, old.token, old.expect) == ("", "", "")

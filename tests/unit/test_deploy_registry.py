@@ -1,9 +1,12 @@
+import hashlib
 import json
 import os
 import threading
+from fractions import Fraction
 
 import pytest
 
+from deploy import policy_file
 from deploy.onnx_policy import OnnxPolicy
 from deploy.registry import PolicyRegistry
 from deploy.registry_check import verify
@@ -327,3 +330,30 @@ def test_a_trial_divides_episodes_by_their_names():
     for share in (0.0, 1.0, float("nan")):
         with pytest.raises(ConfigError):
             Trial("a" * 64, share)
+
+
+def test_a_trial_takes_the_episodes_that_the_page_says():
+    """docs/wire_protocol.md: the first 8 bytes of SHA-256(`<candidate>/<episode_id>`), as a fraction of 2^64."""
+    for number in range(50):
+        digest = hashlib.sha256(f"{'a' * 64}/e{number}".encode()).hexdigest()
+        fraction = Fraction(int(digest[:16], 16), 2**64)
+        for share in (0.2, 0.5, float(fraction) + 1e-9, float(fraction) - 1e-9):
+            assert Trial("a" * 64, share).takes(f"e{number}") is (fraction < share)
+
+
+def test_the_bytes_that_were_hashed_are_those_that_are_parsed(registry, files, monkeypatch):
+    version = registry.publish(files[0])
+    read, opened = policy_file._read_bytes, []
+
+    def read_then_change(path):
+        data = read(path)
+        path.write_bytes(b"changed in between")
+        return data
+
+    monkeypatch.setattr(policy_file, "_read_bytes", read_then_change)
+    open_session = policy_file._open_session
+    monkeypatch.setattr(
+        policy_file, "_open_session", lambda data, path: opened.append(data) or open_session(data, path)
+    )
+    assert registry.load(version).policy_version == version
+    assert [hashlib.sha256(data).hexdigest() for data in opened] == [version]

@@ -1,6 +1,7 @@
 """`PolicyServer` over real sockets, with honest clients beside hostile ones."""
 
 import os
+import socket
 import threading
 import time
 
@@ -12,7 +13,7 @@ from deploy import protocol
 from deploy.client import PolicyClient
 from deploy.onnx_policy import OnnxPolicy
 from deploy.registry import PolicyRegistry
-from deploy.server import PolicyServer, ServerConfig
+from deploy.server import _HANDSHAKE_MS, PolicyServer, ServerConfig
 from mpo_robot.errors import ConfigError
 from tests.support.onnx_files import small_spec, write_linear_policy
 from tests.support.serving import ANY_PORT, ServerThread
@@ -37,12 +38,12 @@ def serving(policy):
 def dealer(serving):
     """A raw socket for what no client of ours would say."""
     context = zmq.Context()
-    socket = context.socket(zmq.DEALER)
-    socket.linger = 0
-    socket.rcvtimeo = int(PATIENCE_S * 1000)
-    socket.connect(serving.endpoint)
-    yield socket
-    socket.close()
+    dealer = context.socket(zmq.DEALER)
+    dealer.linger = 0
+    dealer.rcvtimeo = int(PATIENCE_S * 1000)
+    dealer.connect(serving.endpoint)
+    yield dealer
+    dealer.close()
     context.term()
 
 
@@ -110,12 +111,25 @@ def test_random_bytes_and_damaged_messages_never_stop_the_server(serving, dealer
 
 
 def test_an_oversized_frame_ends_its_connection_and_nothing_else(serving, dealer, client):
-    dealer.send(b"x" * (protocol.MAX_FRAME_BYTES + 1))
+    with dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED) as monitor:
+        dealer.send(b"x" * (protocol.MAX_FRAME_BYTES + 1))
+        assert monitor.poll(PATIENCE_S * 1000)
+    dealer.disable_monitor()
     dealer.rcvtimeo = 100
     with pytest.raises(zmq.Again):
         dealer.recv()
     assert act(client) is not None
     assert serving.server.statistics.malformed == 0  # it never came out of the socket
+
+
+def test_who_does_not_shake_hands_is_let_go(policy, monkeypatch):
+    assert _HANDSHAKE_MS == 5000
+    monkeypatch.setattr("deploy.server._HANDSHAKE_MS", 100)
+    with ServerThread(policy) as serving:
+        host, _, port = serving.endpoint.removeprefix("tcp://").rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as silent:
+            while silent.recv(64):  # the server's greeting, then its end
+                pass
 
 
 def test_another_protocol_version_is_answered_by_number(dealer):

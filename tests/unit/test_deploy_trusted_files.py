@@ -71,3 +71,13 @@ def test_the_folders_above_count_also_those_of_links(tmp_path):
 def test_what_is_not_there_is_no_file_to_rely_on(tmp_path):
     with pytest.raises(ConfigError, match="cannot read"):
         require_trusted(tmp_path / "none.key")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_folder_above_of_another_user_is_a_reason(tmp_path):
+    (tmp_path / "theirs").mkdir()
+    file = tmp_path / "theirs" / "a.key"
+    file.write_text("key")
+    assert find_doubt_above(file) == ""
+    os.chown(tmp_path / "theirs", 54321, -1)
+    assert str(tmp_path / "theirs") in find_doubt_above(file)
