@@ -59,7 +59,7 @@ class EpisodeRunner:
         self._robot, self._parts, self._machine = robot, parts, machine
         self._spec, self._clock = spec, clock
         self._first: Measurement | None = first
-        self._monitor = ObservationMonitor(parts.observation, spec.control_dt, check_age=loop.is_real_time)
+        self._monitor = ObservationMonitor(parts.observation, spec, check_age=loop.is_real_time)
         self._watch = TermWatch(parts.safety.watch, spec)
         self._authority = 1.0
         wall_time_ns = clock.wall_time_ns()
@@ -114,7 +114,7 @@ class EpisodeRunner:
         self._time(tick)
         measurement = self._read()
         halted = self._parts.estop.tripped  # before this reading: the motors did something else than the step says
-        verdict = self._monitor.check(measurement, self._clock.monotonic_ns())
+        verdict = self._monitor.check(measurement, self._clock.monotonic_ns(), self._sender.previous)
         self.statistics.faults.update(verdict.faults)
         finished, self._open, end = self._open, None, None
         try:

@@ -168,7 +168,7 @@ def limits_for(
     """
     limits = compile_limits(safety, spec, spec.control_dt / loop.commands_per_period(spec))
     TermWatch(safety.watch, spec)
-    ObservationMonitor(observation, spec.control_dt, loop.is_real_time)
+    ObservationMonitor(observation, spec, loop.is_real_time)
     if loop.is_real_time and 0 < loop.watchdog_s <= 2 * spec.control_dt:
         raise ConfigError(
             f"loop.watchdog_s must be 0 or longer than two periods of {spec.control_dt} s, got {loop.watchdog_s}"

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from deploy.frozen_check import CheckMode, FrozenCheck, FrozenWatch
 from deploy.robot import Measurement
 from mpo_robot.errors import ConfigError
+from mpo_robot.specs import PolicySpec
 
-CheckMode = Literal["off", "warn", "fallback", "fault", "stop"]
+__all__ = [
+    "CheckMode",
+    "FrozenCheck",
+    "NonFiniteCheck",
+    "ObservationConfig",
+    "ObservationMonitor",
+    "OrderCheck",
+    "StaleCheck",
+    "Verdict",
+]
+
 _FAULTS = ("fault", "stop")
 
 
@@ -34,14 +46,6 @@ class OrderCheck:
 
 
 @dataclass(frozen=True)
-class FrozenCheck:
-    """All numbers the same, bit for bit, for `ticks` readings in a row: real sensors have noise."""
-
-    mode: CheckMode = "warn"
-    ticks: int = 25
-
-
-@dataclass(frozen=True)
 class NonFiniteCheck:
     """NaN or infinity in a reading. It never reaches a policy: the mode can only choose between fallback and fault."""
 
@@ -58,7 +62,7 @@ class ObservationConfig:
     Attributes:
         stale: Older than a period.
         order: Not newer than the reading before.
-        frozen: The same numbers again and again.
+        frozen: The same numbers again and again, though the commands change.
         non_finite: NaN or infinity.
         fault_after: Unfit readings in a row (checks with mode `fallback`) that are a fault, whatever the ladder would
             still do; 0 leaves it to the ladder.
@@ -71,10 +75,13 @@ class ObservationConfig:
     fault_after: int = 25
 
     def __post_init__(self) -> None:
-        if min(self.stale.max_age_s, self.fault_after) < 0 or self.frozen.ticks < 1:
-            raise ConfigError(
-                "observation: stale.max_age_s and fault_after must not be negative, frozen.ticks at least 1"
-            )
+        if min(self.stale.max_age_s, self.fault_after) < 0:
+            raise ConfigError("observation: stale.max_age_s and fault_after must not be negative")
+
+    def for_robot(self, is_simulated: bool) -> ObservationConfig:
+        """The same with a mode for frozen sensors, if none was given: `warn` in simulation, else `fault`."""
+        mode = self.frozen.mode or ("warn" if is_simulated else "fault")
+        return replace(self, frozen=replace(self.frozen, mode=mode))
 
 
 class Verdict(NamedTuple):
@@ -89,22 +96,30 @@ class ObservationMonitor:
     """Checks the readings of one episode in turn.
 
     Args:
-        config: What to check.
-        control_dt: Period in seconds, the default age limit.
+        config: What to check. A frozen sensor without a mode is a fault.
+        spec: Interface of the robot; its period is the default age limit.
         check_age: False where the robot's clock is not the machine's (fast pace).
+
+    Raises:
+        ConfigError: an unknown term.
     """
 
-    def __init__(self, config: ObservationConfig, control_dt: float, check_age: bool) -> None:
+    def __init__(self, config: ObservationConfig, spec: PolicySpec, check_age: bool) -> None:
         self._config = config
-        self._max_age_ns = round((config.stale.max_age_s or control_dt) * 1e9)
+        self._frozen = FrozenWatch(config.frozen, spec)
+        self._max_age_ns = round((config.stale.max_age_s or spec.control_dt) * 1e9)
         self._check_age = check_age
         self._newest_ns: int | None = None
-        self._last: npt.NDArray[np.float32] | None = None
-        self._repeats = 0
         self._unfit = 0
 
-    def check(self, measurement: Measurement, now_ns: int) -> Verdict:
-        """Verdict for the next reading; `now_ns` is the monotonic time just after it was read."""
+    def check(self, measurement: Measurement, now_ns: int, command: npt.NDArray[np.float32] | None = None) -> Verdict:
+        """Verdict for the next reading.
+
+        Args:
+            measurement: The reading.
+            now_ns: Monotonic time just after it was read.
+            command: [A] applied last, which tells a frozen sensor from a robot at rest; None: unknown.
+        """
         config = self._config
         found: list[tuple[str, str]] = []
         if not np.isfinite(measurement.observation).all():
@@ -115,20 +130,19 @@ class ObservationMonitor:
             found.append(("stale", config.stale.mode))
         if newest_ns is not None and measurement.monotonic_ns <= newest_ns:
             found.append(("order", config.order.mode))
+            frozen = ""  # nothing new, and so nothing that repeats
         else:
             self._newest_ns = measurement.monotonic_ns
-        if self._is_frozen(measurement.observation):
-            found.append(("frozen", config.frozen.mode))
+            frozen = self._frozen.check(measurement.observation, command)
+        if frozen:
+            found.append(("frozen", config.frozen.mode or "fault"))
         faults = [(name, mode) for name, mode in found if mode != "off"]
         usable = all(mode == "warn" for _, mode in faults)
         self._unfit = 0 if usable else self._unfit + 1
-        stop = next((f"observation check {name!r} failed" for name, mode in faults if mode in _FAULTS), "")
+        failed = next((name for name, mode in faults if mode in _FAULTS), "")
+        stop = f"observation check {failed!r} failed" if failed else ""
+        if failed == "frozen":
+            stop += f": {frozen}"
         if not stop and 0 < config.fault_after <= self._unfit:
             stop = f"{self._unfit} unfit readings in a row, the last one: {', '.join(name for name, _ in faults)}"
         return Verdict(usable, tuple(name for name, _ in faults), stop)
-
-    def _is_frozen(self, observation: npt.NDArray[np.float32]) -> bool:
-        same = self._last is not None and self._last.tobytes() == observation.tobytes()
-        self._repeats = self._repeats + 1 if same else 0
-        self._last = observation
-        return self._repeats >= self._config.frozen.ticks

@@ -174,7 +174,8 @@ def build_parts(
             directory that cannot be written.
     """
     # What the configuration alone decides comes before the wait for a server.
-    limits_for(spec, config.loop, config.safety, config.observation)
+    observation = config.observation.for_robot(is_simulated=config.robot.kind == "simulated")
+    limits_for(spec, config.loop, config.safety, observation)
     open_log = log_opener(config.log, spec, config.robot.name)
     clock = SystemClock(round(config.loop.spin_s * 1e9))
     local = None
@@ -192,7 +193,7 @@ def build_parts(
         local=local,
         loop=config.loop,
         safety=config.safety,
-        observation=config.observation,
+        observation=observation,
         fallback=config.fallback,
         open_log=open_log,
         should_stop=should_stop,

@@ -64,6 +64,15 @@ def test_an_episode_over_the_terminal_is_logged_and_leaves_the_motors_off(tmp_pa
     assert np.abs(episode.observations[:, 16]).min() > 0.7
 
 
+def test_ant_at_rest_has_no_frozen_sensor(tmp_path):
+    with EmulatedBus() as bus:
+        config = write_files(tmp_path, bus, observation={"frozen": {"mode": "fault", "ticks": 5}})
+        assert main(["run-robot", "--config", str(config), "loop.max_steps=40", "stochastic=false"]) == 0
+    (log,) = logs(tmp_path)
+    positions = np.array([record.observation[:8] for record in log.records])
+    assert (positions[-6:] == positions[-1]).all(), "it did not rest"
+
+
 def test_driver_and_emulator_agree_on_every_joint():
     servos = {
         servo.joint: servo for servo in build(EmulatorConfig, read_yaml(CONFIGS / "emulated_ant_bus.yaml")).servos

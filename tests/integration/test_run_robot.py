@@ -6,14 +6,18 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from deploy.log_reader import read_log
+from deploy.robot import Measurement
 from mpo_robot.cli.main import main
 from mpo_robot.episode import Source, episodes_from_records
+from mpo_robot.specs import TermSpec
+from tests.support.fake_robot import FakeRobot
 from tests.support.onnx_files import small_spec, write_linear_policy
 from tests.support.robot_process import journal, write_config
 from tests.support.serving import ServerThread
@@ -69,6 +73,7 @@ def test_local_policy_in_real_time(tmp_path: Path, policy: Path, capsys: pytest.
         ({"loop": {"spin_s": 1e300}}, "loop.spin_s must be at most"),
         ({"server": {"timeout_s": math.inf}}, "server.timeout_s must be a finite number"),
         ({"observation": {"stale": {"max_age_s": math.inf}}}, "observation.stale.max_age_s must be a finite number"),
+        ({"observation": {"frozen": {"exempt": ["stat"]}}}, "did you mean 'state'"),
         ({"safety": {"watch": [{"term": "state", "high": math.inf}]}}, "safety.watch[0].high"),
     ],
 )
@@ -82,6 +87,32 @@ def test_what_the_robot_file_alone_gets_wrong_is_told_before_a_server_is_asked(
     assert run(write_config(tmp_path, **settings)) == 2
     assert text in capsys.readouterr().err
     assert journal(tmp_path) == []
+
+
+def make_half_frozen(**options: Any) -> FakeRobot:
+    """A robot of which the first sensor stands still from the 20th reading on, and the others do not."""
+
+    def freeze(k: int, measurement: Measurement) -> Measurement:
+        measurement.observation[:] = [min(k, 20), k, -k]
+        return measurement
+
+    sensors = tuple(TermSpec(name, 1, "rad") for name in ("encoder", "gyro", "battery"))
+    return FakeRobot(replace(small_spec(), observation=sensors), length=80, edit=freeze, **options)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "expected"),
+    [({}, 1), ({"mode": "warn"}, 0), ({"exempt": ["encoder"]}, 0), ({"ticks": 200}, 0)],
+    ids=["default", "warn", "exempt", "longer"],
+)
+def test_frozen_sensor_of_a_real_robot_is_a_fault_by_default(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], frozen: dict[str, Any], expected: int
+) -> None:
+    policy = write_linear_policy(tmp_path / "policy.onnx", make_half_frozen().spec, stddev=1.0)
+    settings = {"policy": "local", "policy_path": str(policy), "observation": {"frozen": frozen}, **FAST}
+    config = write_config(tmp_path, **settings)
+    assert run(config, f"robot.module={__name__}:make_half_frozen") == expected
+    assert ("'frozen' failed: encoder has not changed" in capsys.readouterr().err) == bool(expected)
 
 
 def test_seed_makes_start_states_and_actions_repeat(tmp_path: Path, policy: Path) -> None:
