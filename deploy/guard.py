@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deploy.outcomes import Outcome, OutcomeLog, summarize
+from deploy.outcomes import REMEMBERED, Outcome, OutcomeLog, summarize
 from deploy.registry import PolicyRegistry
 from mpo_robot.errors import ConfigError, MpoRobotError
 
@@ -20,7 +20,7 @@ class GuardConfig:
     candidate of a trial, with the one in force.
 
     Attributes:
-        episodes: Of its first so many episodes the new version is judged; 0 turns the guard off.
+        episodes: Of its first so many episodes the new version is judged, at most 999; 0 turns the guard off.
         return_drop: Mean return lower by more than this share of the other's magnitude ...
         return_errors: ... and by more than this many standard errors of the difference.
         fault_rise: Share of episodes ended by a fault higher by more than this.
@@ -36,6 +36,8 @@ class GuardConfig:
     def __post_init__(self) -> None:
         if self.episodes < 0:
             raise ConfigError(f"guard.episodes must not be negative, got {self.episodes}; 0 turns the guard off")
+        if self.episodes >= REMEMBERED:  # the first of them would be forgotten, and it never be seen to have passed
+            raise ConfigError(f"guard.episodes must be less than {REMEMBERED}, got {self.episodes}")
         for name in ("return_drop", "return_errors", "fault_rise", "miss_rise"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"guard.{name} must not be negative, got {getattr(self, name)}")
@@ -57,18 +59,23 @@ def judge(new: Sequence[Outcome], old: Sequence[Outcome], config: GuardConfig) -
         return ""
     ours, theirs = summarize(new), summarize(old)
     faults, reference = sum(item.fault for item in new), theirs.fault_rate if old else 0.0
-    if faults / config.episodes > reference + config.fault_rise:
+    if _exceeds(faults / config.episodes, reference + config.fault_rise):
         return f"{faults} of {len(new)} episodes ended in a fault, {reference:.0%} before"
     if len(new) < config.episodes or not old:
         return ""
     drop = theirs.mean_return - ours.mean_return
     margin = config.return_drop * abs(theirs.mean_return)
     noise = config.return_errors * math.hypot(ours.return_error, theirs.return_error)
-    if drop > margin and drop > noise:
+    if _exceeds(drop, margin) and _exceeds(drop, noise):
         return f"mean return {ours.mean_return:.6g}, {theirs.mean_return:.6g} before"
-    if ours.miss_rate > theirs.miss_rate + config.miss_rise:
+    if _exceeds(ours.miss_rate, theirs.miss_rate + config.miss_rise):
         return f"{ours.miss_rate:.1%} of steps without an action in time, {theirs.miss_rate:.1%} before"
     return ""
+
+
+def _exceeds(value: float, limit: float) -> bool:
+    """Whether it is more than the limit, and not by rounding: 0.9 is not more than 0.7 + 0.2."""
+    return value > limit and not math.isclose(value, limit)
 
 
 class PolicyGuard:

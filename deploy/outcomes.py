@@ -15,7 +15,7 @@ from typing import Any
 from deploy.durable import ends_with_newline
 
 _ROTATE_BYTES = 16 << 20
-_REMEMBERED = 1000  # newest outcomes per version
+REMEMBERED = 1000  # newest outcomes per version
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class OutcomeLog:
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "outcomes.jsonl"
-        self._outcomes: defaultdict[str, deque[Outcome]] = defaultdict(lambda: deque(maxlen=_REMEMBERED))
+        self._outcomes: defaultdict[str, deque[Outcome]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
         for path in (self._old_path, self.path):
             for outcome in _read(path):
                 self._outcomes[outcome.policy_version].append(outcome)

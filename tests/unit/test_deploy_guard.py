@@ -4,7 +4,7 @@ import pytest
 
 from deploy.guard import GuardConfig, PolicyGuard, judge
 from deploy.operations import describe
-from deploy.outcomes import Outcome, OutcomeLog, summarize
+from deploy.outcomes import REMEMBERED, Outcome, OutcomeLog, summarize
 from deploy.registry import PolicyRegistry
 from mpo_robot.errors import ConfigError
 from tests.support.onnx_files import small_spec, write_linear_policy
@@ -49,6 +49,57 @@ def test_verdicts(new, old, verdict):
     assert bool(judge(new, old, CONFIG)) == bool(verdict)
 
 
+def faulty(count, episodes):
+    return [outcome(fault=number < count) for number in range(episodes)]
+
+
+@pytest.mark.parametrize("episodes", [1, 5, 10, 20, 25, 30])
+def test_faults_are_judged_beyond_the_border_and_not_on_it(episodes):
+    """For every reference: exactly 20 % more episodes may stay, one more may not."""
+    config = GuardConfig(episodes=episodes)
+    for before in range(episodes + 1):
+        allowed = before + episodes // 5  # rounded down where 20 % is no whole number
+        for count in range(min(allowed + 2, episodes + 1)):
+            assert bool(judge(faulty(count, episodes), faulty(before, episodes), config)) is (count > allowed)
+            # As soon as it is certain: the faulty episodes alone decide.
+            assert bool(judge(faulty(count, count), faulty(before, episodes), config)) is (count > allowed)
+
+
+def test_misses_are_judged_beyond_the_border_and_not_on_it():
+    config = GuardConfig(episodes=1)
+    for before in range(98):
+        old = [outcome(misses=before)]
+        assert not judge([outcome(misses=before + 2)], old, config)
+        assert judge([outcome(misses=before + 3)], old, config)
+
+
+@pytest.mark.parametrize("mean", [10.0, -10.0, 8.5, 0.3])
+def test_returns_are_judged_beyond_both_borders(mean):
+    old, spread = outcomes(mean, mean), 0.01 * abs(mean)  # of the new mean, this is the standard error
+
+    def judged(drop, spread, **settings):
+        new = outcomes(mean - drop - spread, mean - drop + spread)
+        return bool(judge(new, old, GuardConfig(episodes=2, **settings)))
+
+    border = 0.2 * abs(mean)
+    assert [judged(border * factor, spread) for factor in (1 - 1e-6, 1.0, 1 + 1e-6)] == [False, False, True]
+    drop = 0.5 * abs(mean)
+    assert [judged(drop, drop / 2 * factor) for factor in (1 - 1e-6, 1.0, 1 + 1e-6)] == [True, False, False]
+
+
+def test_one_return_has_no_standard_error_and_is_not_judged():
+    assert not judge(outcomes(1.0), outcomes(10.0), GuardConfig(episodes=1))
+    assert not judge(outcomes(1.0, 1.0), outcomes(10.0), GuardConfig(episodes=2))
+
+
+def test_only_the_first_episodes_of_the_new_and_the_last_of_the_old_count():
+    config = GuardConfig(episodes=3)
+    bad, good = outcomes(1.0, 1.1, 0.9), outcomes(10.0, 10.1, 9.9)
+    assert judge([*bad, *good], [*bad, *good], config)
+    assert not judge([*good, *bad], [*bad, *good], config)
+    assert not judge([*bad, *good], [*good, *bad], config)
+
+
 @pytest.mark.parametrize(
     ("setting", "new"),
     [
@@ -65,7 +116,8 @@ def test_every_threshold_has_an_effect(setting, new):
 
 
 def test_thresholds_are_checked():
-    for setting in ({"episodes": -1}, {"return_drop": -0.1}, {"fault_rise": math.nan}):
+    GuardConfig(episodes=REMEMBERED - 1)
+    for setting in ({"episodes": -1}, {"episodes": REMEMBERED}, {"return_drop": -0.1}, {"fault_rise": math.nan}):
         with pytest.raises(ConfigError, match="guard"):
             GuardConfig(**setting)
 
