@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import signal
@@ -20,7 +21,7 @@ from deploy.estop import EStop, EStopConfig, EStopGuard
 from deploy.estop_sources import KeyEStop, SignalEStop
 from deploy.estop_topic import EStopUnreachableError, StopReply, TopicEStop, send_estop
 from deploy.key_files import create_keys
-from deploy.security import ClientSecurity, ServerSecurity
+from deploy.security import ClientSecurity, ServerSecurity, secure_client
 from deploy.stopping import StopFailedError
 from mpo_robot.cli.main import main
 from mpo_robot.errors import ConfigError
@@ -311,6 +312,43 @@ def test_only_operators_keys_are_heard(tmp_path: Path) -> None:
         operator = ClientSecurity(operator_secret, robot_public)
         assert send_estop(topic.endpoint, "operator", security=operator, timeout_s=30).tripped
     assert estop.reason == "message: operator"
+
+
+def test_keys_count_as_the_list_has_them_when_the_message_comes(tmp_path: Path) -> None:
+    """Not as of the handshake: over the same connection, for a revoked key and a list that others can write to."""
+    robot_public, robot_secret = create_keys(tmp_path / "robot", "robot")
+    allowed, folder = AllowList(tmp_path / "allow"), tmp_path / "allow" / "operators"
+    connections = {}
+    with contextlib.ExitStack() as stack:
+        context = stack.enter_context(zmq.Context())
+        for name in ("anna", "otto"):
+            public, secret = create_keys(tmp_path / name, name)
+            allowed.allow(public, Role.OPERATOR)
+            connections[name] = stack.enter_context(context.socket(zmq.REQ))
+            connections[name].linger, connections[name].rcvtimeo = 0, 30_000
+            secure_client(connections[name], ClientSecurity(secret, robot_public))
+        estop = EStop()
+        topic = stack.enter_context(TopicEStop(estop, ANY_PORT, ServerSecurity(robot_secret, allowed.directory)))
+
+        def ask(name: str, verb: str) -> StopReply:
+            connections[name].send(msgspec.json.encode({"verb": verb}))
+            return msgspec.json.decode(connections[name].recv(), type=StopReply)
+
+        for name, connection in connections.items():
+            connection.connect(topic.endpoint)
+            assert ask(name, "status").error == ""
+        allowed.revoke("anna")
+        folder.chmod(0o777)
+        for name in connections:
+            assert "operator" in ask(name, "stop").error
+        folder.chmod(0o755)
+        assert "operator" in ask("anna", "stop").error
+        assert not estop.tripped
+        assert ask("otto", "stop").tripped
+        folder.chmod(0o777)
+        with pytest.raises(ConfigError, match="chmod"):
+            TopicEStop(estop, ANY_PORT, ServerSecurity(robot_secret, allowed.directory))
+        folder.chmod(0o755)
 
 
 def test_listening_off_loopback_needs_keys() -> None:
