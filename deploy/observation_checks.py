@@ -40,9 +40,14 @@ class StaleCheck:
 
 @dataclass(frozen=True)
 class OrderCheck:
-    """A reading must be newer than the one before; an equal time means the driver has nothing new."""
+    """A reading must be newer than the one before; an equal time means the driver has nothing new.
+
+    In the real-time pace its time must not be ahead of the clock by more than `max_ahead_s` either: such a reading is
+    no measurement, and the ones after it are not compared with it.
+    """
 
     mode: CheckMode = "fallback"
+    max_ahead_s: float = 0.005
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class ObservationConfig:
 
     Attributes:
         stale: Older than a period.
-        order: Not newer than the reading before.
+        order: Not newer than the reading before, or from the future.
         frozen: The same numbers again and again, though the commands change.
         non_finite: NaN or infinity.
         fault_after: Unfit readings in a row (checks with mode `fallback`) that are a fault, whatever the ladder would
@@ -75,8 +80,8 @@ class ObservationConfig:
     fault_after: int = 25
 
     def __post_init__(self) -> None:
-        if min(self.stale.max_age_s, self.fault_after) < 0:
-            raise ConfigError("observation: stale.max_age_s and fault_after must not be negative")
+        if min(self.stale.max_age_s, self.order.max_ahead_s, self.fault_after) < 0:
+            raise ConfigError("observation: stale.max_age_s, order.max_ahead_s and fault_after must not be negative")
 
     def for_robot(self, is_simulated: bool) -> ObservationConfig:
         """The same with a mode for frozen sensors, if none was given: `warn` in simulation, else `fault`."""
@@ -108,7 +113,9 @@ class ObservationMonitor:
         self._config = config
         self._frozen = FrozenWatch(config.frozen, spec)
         self._max_age_ns = round((config.stale.max_age_s or spec.control_dt) * 1e9)
+        self._max_ahead_ns = round(config.order.max_ahead_s * 1e9)
         self._check_age = check_age
+        self._is_first = True
         self._newest_ns: int | None = None
         self._unfit = 0
 
@@ -124,14 +131,15 @@ class ObservationMonitor:
         found: list[tuple[str, str]] = []
         if not np.isfinite(measurement.observation).all():
             found.append(("non_finite", config.non_finite.mode))
-        newest_ns = self._newest_ns
-        is_late = now_ns - measurement.monotonic_ns > self._max_age_ns
-        if self._check_age and newest_ns is not None and is_late:
+        age_ns, frozen = now_ns - measurement.monotonic_ns, ""
+        if self._check_age and age_ns > self._max_age_ns and not self._is_first:
             found.append(("stale", config.stale.mode))
-        if newest_ns is not None and measurement.monotonic_ns <= newest_ns:
+        self._is_first = False
+        if self._check_age and age_ns < -self._max_ahead_ns:
+            found.append(("future", config.order.mode))
+        elif self._newest_ns is not None and measurement.monotonic_ns <= self._newest_ns:
             found.append(("order", config.order.mode))
-            frozen = ""  # nothing new, and so nothing that repeats
-        else:
+        else:  # a new reading: the only kind that can repeat the one before
             self._newest_ns = measurement.monotonic_ns
             frozen = self._frozen.check(measurement.observation, command)
         if frozen:

@@ -69,6 +69,36 @@ def test_old_and_repeated_readings_are_out_of_order() -> None:
     assert watch.check(reading(21), 0).usable
 
 
+def test_reading_from_the_future_is_unfit_and_later_ones_are_not_compared_with_it() -> None:
+    watch = monitor()
+    assert watch.check(reading(0), 0).usable
+    assert watch.check(reading(15), 10 * MS).usable, "5 ms ahead is a clock that differs a little"
+    assert watch.check(reading(1e6), 20 * MS) == (False, ("future",), "")
+    assert [watch.check(reading(time), time * MS).usable for time in (30, 40, 50)] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        (OrderCheck(max_ahead_s=0.02), (True, (), "")),
+        (OrderCheck("fault"), (False, ("future",), "observation check 'future' failed")),
+        (OrderCheck("off"), (True, (), "")),
+    ],
+)
+def test_how_far_ahead_is_too_far_and_what_follows(order: OrderCheck, expected: tuple) -> None:
+    assert monitor(order=order).check(reading(15), 0) == expected, "also the first reading"
+
+
+def test_simulated_time_may_be_ahead() -> None:
+    assert monitor(check_age=False).check(reading(1e6), 0).usable
+
+
+def test_reading_after_a_first_one_from_the_future_must_be_fresh() -> None:
+    watch = monitor()
+    watch.check(reading(1e6), 0)
+    assert watch.check(reading(0), 20 * MS).faults == ("stale",)
+
+
 def test_frozen_sensor_is_found_after_its_ticks_and_forgotten_on_change() -> None:
     watch = monitor(False, frozen=FrozenCheck(mode="fallback", ticks=2, after_s=0.0))
     usable = [watch.check(reading(k, *values), 0).usable for k, values in enumerate([(1, 2)] * 4 + [(3, 4)])]
@@ -172,3 +202,5 @@ def test_senseless_numbers_are_refused() -> None:
             FrozenCheck(**numbers)
     with pytest.raises(ConfigError):
         ObservationConfig(stale=StaleCheck(max_age_s=-1.0))
+    with pytest.raises(ConfigError):
+        ObservationConfig(order=OrderCheck(max_ahead_s=-1.0))
