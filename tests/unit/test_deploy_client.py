@@ -495,6 +495,15 @@ def test_request_ids_grow(server, ready):
     assert numbers[0] > protocol.NO_REQUEST
 
 
+def test_each_client_has_a_name_of_its_own(server, client):
+    with PolicyClient(server.endpoint, SPEC) as other:
+        client.connect(PATIENCE_S)
+        other.connect(PATIENCE_S)
+        client.connect(PATIENCE_S)
+    names = [message.client_id for message in server.received]
+    assert names[0] == names[2] != names[1]
+
+
 def test_close_twice_and_bad_endpoints(server):
     client = PolicyClient(server.endpoint, SPEC)
     client.close()

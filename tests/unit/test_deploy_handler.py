@@ -136,6 +136,17 @@ def test_handshake_episode_action(make):
     assert reply.log_prob == gaussian_log_prob(vector(reply.action), policy.mean, policy.stddev)
 
 
+def test_the_time_in_the_server_is_on_its_clock(make):
+    bench = make()
+    bench.hello(A)
+    bench.begin(A)
+    data = protocol.encode_array((0.0, 0.0, 0.0))
+    request = ActRequest(**bench.header(), step_index=0, observation=data)
+    bench.now_ns = 1_000
+    reply = bench.handler.handle(A, request, received_ns=400)
+    assert (reply.received_ns, reply.sent_ns, reply.inference_ns) == (400, 1_000, 0)
+
+
 def test_deterministic_server_sends_the_mean_and_no_density(make):
     bench = make(stochastic=False)
     assert not bench.hello(A).stochastic
