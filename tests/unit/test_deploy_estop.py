@@ -241,6 +241,19 @@ def test_only_a_stop_that_began_after_the_last_trip_counts() -> None:
     assert estop.confirmation == "unconfirmed"
 
 
+def test_stop_that_a_driver_may_take_back_is_not_confirmed() -> None:
+    robot, estop = FakeRobot(), EStop()
+    estop.trip("test")
+    estop.stop(robot)
+    with estop.may_undo_stops():
+        assert estop.confirmation == "unconfirmed"
+        estop.stop(robot)
+        assert estop.confirmation == "unconfirmed"
+    assert estop.confirmation == "unconfirmed"
+    estop.stop(robot)
+    assert estop.confirmation == "stopped"
+
+
 def test_older_sides_understand_each_other() -> None:
     """`confirmation` was added: older clients ignore it, older robots do not send it and so confirm nothing."""
 

@@ -69,20 +69,21 @@ def bench(tmp_path: Path) -> Bench:
 
 @pytest.mark.parametrize("obeys", [True, False])
 def test_stop_that_the_driver_takes_back_is_repeated(tmp_path: Path, bench: Bench, obeys: bool) -> None:
-    latch = FaultLatch(tmp_path / "arm.fault")
+    latch, confirmations = FaultLatch(tmp_path / "arm.fault"), []
 
     def trip() -> None:
         before = robot.calls.count("stop")
         bench.parts.estop.trip("test")
         wait_until(lambda: robot.calls.count("stop") > before)  # the guard's, which is about to be forgotten
-        assert bench.parts.estop.confirmation != "stopped"
+        bench.parts.estop.stop(robot)
+        confirmations.append(bench.parts.estop.confirmation)
 
     robot = HomingRobot(trip, obeys)
     (result,) = run_session(robot, bench.parts, name="arm", episodes=5, latch=latch)
     assert (result.reason, result.state, result.steps, result.has_begun) == (EndReason.ESTOP, State.FAULT, 0, False)
     assert result.detail.startswith("test")
     assert not robot.is_on
-    assert bench.parts.estop.confirmation == "stopped"
+    assert [*confirmations, bench.parts.estop.confirmation] == ["unconfirmed", "stopped"]
     assert "send_command" not in robot.calls
     record = latch.read()
     assert record is not None
