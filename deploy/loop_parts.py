@@ -20,6 +20,8 @@ from deploy.watch import TermWatch
 from mpo_robot.errors import ConfigError
 from mpo_robot.specs import PolicySpec
 
+_HIGHEST_RATE = 10_000.0  # Hz; no bus takes more, and no loop in Python gives it
+
 
 @dataclass(frozen=True)
 class LoopConfig:
@@ -38,7 +40,8 @@ class LoopConfig:
             not return; 0 turns it off. Real-time pace only.
         realtime_priority: The older place of `real_time.priority`; used if that is 0.
         real_time: What to ask the operating system for.
-        command_rate: Motor commands per second; a whole multiple of the policy's rate. 0: one command per action.
+        command_rate: Motor commands per second; a whole multiple of the policy's rate, at most 10,000. 0: one command
+            per action.
         interpolation: What the commands between two actions are: `hold` sends the action's command at once, `linear`
             goes there in equal steps and arrives with the last command of the period. Limits hold for every command.
     """
@@ -67,8 +70,10 @@ class LoopConfig:
             )
         if not 0 <= self.realtime_priority <= 99:
             raise ConfigError(f"loop.realtime_priority must be 0 to 99, got {self.realtime_priority}")
-        if self.command_rate < 0:
-            raise ConfigError(f"loop.command_rate must not be negative, got {self.command_rate}")
+        if not 0 <= self.command_rate <= _HIGHEST_RATE:
+            raise ConfigError(
+                f"loop.command_rate must not be negative and at most {_HIGHEST_RATE:.0f} Hz, got {self.command_rate:g}"
+            )
 
     @property
     def is_real_time(self) -> bool:

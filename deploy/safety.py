@@ -109,6 +109,13 @@ class SafetyConfig:
     watch: tuple[WatchedTerm, ...] = ()
     applied_tolerance: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.applied_tolerance < 1.0:
+            raise ConfigError(
+                f"safety.applied_tolerance must be in [0, 1): a fraction of the half range, such as 0.001; "
+                f"got {self.applied_tolerance}"
+            )
+
 
 @dataclass(frozen=True)
 class CommandLimits:
@@ -209,8 +216,10 @@ def _per_term(path: str, numbers: dict[str, float], spec: PolicySpec) -> npt.NDA
     for term, part in term_slices(spec.command):
         number = numbers.get(term.name, numbers.get("default"))
         if number is not None:
-            if not number > 0:
-                raise ConfigError(f"{path}.{term.name} must be positive, got {number}")
+            if not 0 < number <= float(_FINITE[1][0]):
+                raise ConfigError(
+                    f"{path}.{term.name} must be positive and finite, got {number}; a term without a limit is left out"
+                )
             result[part] = number
     return result
 

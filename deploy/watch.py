@@ -216,6 +216,9 @@ def _check_numbers(item: WatchedTerm) -> None:
         )
     if (item.max_abs is not None and not item.max_abs > 0) or item.ticks < 1:
         raise ConfigError(f"safety.watch: term {item.term!r} needs max_abs > 0 and ticks >= 1")
+    for name in ("max_abs", "low", "high", "soft_zone"):
+        if not np.isfinite(np.asarray(getattr(item, name) or 0.0, np.float64)).all():
+            raise ConfigError(f"safety.watch: {name} of {item.term!r} must be finite; leave out what has no limit")
     if item.tilt_deg is not None and not 0 < item.tilt_deg <= 180:
         raise ConfigError(f"safety.watch: tilt_deg of {item.term!r} must be in (0, 180], got {item.tilt_deg}")
     if item.mode == "clamp" and not item.soft_zone > 0:

@@ -444,7 +444,17 @@ def test_too_short_watchdog_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"deadline": 0.0}, {"deadline": 1.1}, {"late_tolerance": 1.0}, {"fast_timeout_s": 0}, {"spin_s": -1}]
+    "settings",
+    [
+        {"deadline": 0.0},
+        {"deadline": 1.1},
+        {"late_tolerance": 1.0},
+        {"fast_timeout_s": 0},
+        {"spin_s": -1},
+        {"command_rate": -1.0},
+        {"command_rate": 5e6},
+        {"command_rate": np.nan},
+    ],
 )
 def test_senseless_loop_settings_are_refused(settings: dict) -> None:
     with pytest.raises(ConfigError, match="loop"):

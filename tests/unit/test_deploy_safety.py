@@ -200,6 +200,8 @@ def test_clamped_commands_are_finite_smooth_and_come_back_inside(
         (SafetyConfig(position=PositionLimit(terms={"hip": Range(low=2.0)})), "no command is allowed"),
         (SafetyConfig(rate=RateLimit(max_per_second={"elbow": 1.0})), "unknown term 'elbow'"),
         (SafetyConfig(rate=RateLimit(max_per_second={"hip": 0.0})), "must be positive"),
+        (SafetyConfig(rate=RateLimit(max_per_second={"hip": np.inf})), "must be positive and finite"),
+        (SafetyConfig(rate=RateLimit(max_per_second={"hip": 1e300})), "is left out"),
         (SafetyConfig(acceleration=AccelerationLimit(max_per_second2={"elbow": 1.0})), "unknown term 'elbow'"),
         (SafetyConfig(acceleration=AccelerationLimit(max_per_second2={"default": -1.0})), "must be positive"),
     ],
@@ -207,6 +209,12 @@ def test_clamped_commands_are_finite_smooth_and_come_back_inside(
 def test_senseless_limits_are_refused(config: SafetyConfig, text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         compile_limits(config, SPEC)
+
+
+@pytest.mark.parametrize("tolerance", [-1.0, 1.0, np.inf, np.nan])
+def test_tolerance_that_makes_no_sense_is_refused(tolerance: float) -> None:
+    with pytest.raises(ConfigError, match=r"applied_tolerance must be in \[0, 1\)"):
+        SafetyConfig(applied_tolerance=tolerance)
 
 
 def test_limits_of_changes_are_per_motor_command() -> None:

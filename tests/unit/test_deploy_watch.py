@@ -150,6 +150,10 @@ def test_drawn_back_command_lies_between_command_and_safe_pose(
         (WatchedTerm("velocity", tilt_deg=45.0), "gravity"),
         (WatchedTerm("gravity", tilt_deg=0.0), "tilt_deg"),
         (WatchedTerm("velocity", 1.0, mode="clamp"), "soft_zone"),
+        (WatchedTerm("velocity", 1.0, mode="clamp", soft_zone=np.inf), "soft_zone of 'velocity' must be finite"),
+        (WatchedTerm("velocity", np.inf), "max_abs of 'velocity' must be finite"),
+        (WatchedTerm("velocity", high=(1.0, np.inf)), "high of 'velocity' must be finite"),
+        (WatchedTerm("velocity", low=-np.inf), "low of 'velocity' must be finite"),
         (WatchedTerm("velocity", 1.0, ticks=0), "ticks"),
     ],
 )
