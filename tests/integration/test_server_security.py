@@ -133,7 +133,7 @@ def test_a_lost_answer_is_asked_for_again_and_the_change_made_once(tmp_path, mon
             if not is_change or DeafLink.lost >= self.to_lose:
                 return frame
             DeafLink.lost += 1
-            return super().receive(deadline_ns)
+            return self.receive(deadline_ns)  # on a busy machine several answers wait
 
     with ServerThread(write_linear_policy(tmp_path / "p.onnx", SPEC)) as serving:
         first = serving.registry.current_version()
