@@ -51,8 +51,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     plans = make_plans(args, directory, overrides)
     failed = train_missing([plan.training for plan in plans], directory, args.jobs)
     finished = [plan for plan in plans if plan.training.is_finished]
-    runs = Runs.collect([(plan.algorithm, plan.task, plan.seed, plan.training.folder) for plan in finished])
-    print(write_comparison(directory, runs, args.steps, args.score_range))
+    curves = {(plan.algorithm, plan.task, plan.seed): plan.training.curve(args.steps) for plan in finished}
+    print(write_comparison(directory, Runs(curves), args.steps, args.score_range))
     return 1 if failed else 0
 
 

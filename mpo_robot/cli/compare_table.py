@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import permutations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,6 @@ from mpo_robot.comparison import (
 )
 from mpo_robot.errors import ConfigError
 from mpo_robot.report.comparison_chart import Curves, draw_comparison
-from mpo_robot.run_folder import RunFolder
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -37,25 +36,15 @@ PUBLISHED_SAC = {
 
 
 class Runs(NamedTuple):
-    """Learning curves by algorithm, task and seed: environment steps and mean returns."""
+    """Learning curves by algorithm, task and seed: environment steps and mean returns, all to the same last step."""
 
     curves: dict[tuple[str, str, int], dict[int, float]]
-
-    @staticmethod
-    def collect(folders: Iterable[tuple[str, str, int, RunFolder]]) -> Runs:
-        """Read the evaluations of each run."""
-        curves: dict[tuple[str, str, int], dict[int, float]] = {}
-        for algorithm, task, seed, folder in folders:
-            with folder.evaluations_file.open(newline="") as stream:
-                rows = list(csv.DictReader(stream))
-            curves[algorithm, task, seed] = {int(row["environment_steps"]): float(row["return_mean"]) for row in rows}
-        return Runs(curves)
 
     def unique(self, position: int) -> list[Any]:
         """Algorithms (0), tasks (1) or seeds (2), in the order they came."""
         return list(dict.fromkeys(key[position] for key in self.curves))
 
-    def returns(self, algorithm: str, last_step: int) -> tuple[FloatArray, FloatArray]:
+    def returns(self, algorithm: str) -> tuple[FloatArray, FloatArray]:
         """Steps [T] and returns [T, R, K] of the seeds that finished every task, at steps that all of them have."""
         tasks = self.unique(1)
         seeds = [seed for seed in self.unique(2) if all((algorithm, task, seed) in self.curves for task in tasks)]
@@ -63,18 +52,20 @@ class Runs(NamedTuple):
             return np.zeros(0), np.zeros((0, 0, len(tasks)))
         curves = [[self.curves[algorithm, task, seed] for task in tasks] for seed in seeds]
         steps = sorted(set.intersection(*(set(curve) for row in curves for curve in row)))
-        steps = [step for step in steps if step <= last_step]
         return np.array(steps, float), np.array([[[curve[step] for curve in row] for row in curves] for step in steps])
 
 
 def write_comparison(directory: Path, runs: Runs, last_step: int, score_ranges: Sequence[str]) -> str:
     """Write comparison.csv, improvement.csv, scores.csv and comparison.png; returns the tables as text.
 
+    Args:
+        last_step: Step at which all curves end.
+
     Raises:
         ConfigError: nothing to compare, or a bad score range.
     """
     tasks = runs.unique(1)
-    returns = {name: runs.returns(name, last_step) for name in runs.unique(0)}
+    returns = {name: runs.returns(name) for name in runs.unique(0)}
     returns = {name: item for name, item in returns.items() if len(item[0])}
     if not returns:
         raise ConfigError("no algorithm has a seed that finished every task: there is nothing to compare")

@@ -126,9 +126,8 @@ def write_study(directory: Path, plans: Sequence[Plan], base_values: Mapping[str
     """
     results: dict[tuple[str, Any], list[tuple[int, float, float]]] = {}
     for plan in plans:
-        curve = {int(row["environment_steps"]): float(row["return_mean"]) for row in plan.training.evaluations()}
-        kept = [value for step, value in sorted(curve.items()) if step <= last_step]
-        results.setdefault((plan.setting, plan.value), []).append((plan.seed, kept[-1], float(np.mean(kept))))
+        returns = list(plan.training.curve(last_step).values())
+        results.setdefault((plan.setting, plan.value), []).append((plan.seed, returns[-1], float(np.mean(returns))))
     if (BASE, None) not in results:
         raise ConfigError(f"the base run has not finished, see {directory / BASE}")
     base = results.pop((BASE, None))

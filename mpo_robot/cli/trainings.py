@@ -55,6 +55,17 @@ class Training(NamedTuple):
             return []
         return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
 
+    def curve(self, last_step: int) -> dict[int, float]:
+        """Mean return by environment steps, up to `last_step` as far as the training has come.
+
+        With repeated actions or several environments an evaluation comes up to one turn late, so the first one at or
+        above `last_step` is that of `last_step`.
+        """
+        returns = {int(row["environment_steps"]): float(row["return_mean"]) for row in self.evaluations()}
+        curve = {step: returns[step] for step in sorted(returns) if step < last_step}
+        reached = [step for step in returns if step >= last_step]
+        return curve | ({last_step: returns[min(reached)]} if reached else {})
+
 
 class Outcome(NamedTuple):
     """How trainings ended: which failed, and whether all were asked to stop."""

@@ -9,6 +9,7 @@ from mpo_robot.cli.main import main
 TASK = "dm_control:cartpole-swingup"
 TINY = [
     "environment.time_limit_s=0.3",
+    "environment.action_repeat=3",  # the evaluations are at 42 and 81 steps
     "training.warmup_steps=20",
     "training.updates_per_step=0.1",
     "training.evaluation_period=40",
@@ -40,7 +41,7 @@ def test_two_tiny_trainings_end_in_a_table_and_are_not_repeated(tmp_path, capsys
     for algorithm in ("mpo", "sac"):
         run = tmp_path / algorithm / TASK.replace(":", "_") / "seed3"
         last = rows(run / "evaluations.csv")[-1]
-        assert last["environment_steps"] == "80"
+        assert last["environment_steps"] == "81"
         assert float(scores[algorithm]["return"]) == float(last["return_mean"])
         assert float(scores[algorithm]["score"]) == pytest.approx(float(last["return_mean"]) / 1000.0)
     assert "temperature" in rows(tmp_path / "sac" / TASK.replace(":", "_") / "seed3" / "metrics.csv")[-1]

@@ -8,6 +8,8 @@ import pytest
 import scipy.stats
 
 from mpo_robot.cli.compare_table import Runs, write_comparison
+from mpo_robot.cli.settings import load_run_config
+from mpo_robot.cli.trainings import Training
 from mpo_robot.comparison import (
     interquartile_mean,
     mean,
@@ -97,15 +99,16 @@ def test_scores_are_relative_to_the_bounds_of_their_task():
 TASKS = ("dm_control:walker-walk", "gymnasium:Hopper-v4")
 
 
-def make_runs(tmp_path, values):
-    """Runs with evaluations at 100 and 200 steps, the latter with the given returns."""
-    folders = []
+def make_runs(tmp_path, values, last_step=200, steps=(100, 200)):
+    """Curves to `last_step` of runs with evaluations at two steps, the later ones with the given returns."""
+    curves = {}
     for (algorithm, task, seed), value in values.items():
         folder = RunFolder(tmp_path / algorithm / task.partition(":")[2] / str(seed))
         folder.path.mkdir(parents=True)
-        folder.evaluations_file.write_text(f"environment_steps,return_mean\n100,1.0\n200,{value}\n")
-        folders.append((algorithm, task, seed, folder))
-    return Runs.collect(folders)
+        folder.evaluations_file.write_text(f"environment_steps,return_mean\n{steps[0]},1.0\n{steps[1]},{value}\n")
+        config = load_run_config({"environment": {"task": task}})
+        curves[algorithm, task, seed] = Training(tmp_path, (), config, folder).curve(last_step)
+    return Runs(curves)
 
 
 def rows(path):
@@ -143,8 +146,24 @@ def test_tables_and_figure(tmp_path):
 
 def test_a_shorter_comparison_of_longer_runs_uses_their_earlier_evaluations(tmp_path):
     values = {("a", TASKS[0], 0): 500.0, ("b", TASKS[0], 0): 700.0}
-    write_comparison(tmp_path, make_runs(tmp_path, values), 100, [])
+    write_comparison(tmp_path, make_runs(tmp_path, values, last_step=100), 100, [])
     assert [float(row["return dm_control:walker-walk"]) for row in rows(tmp_path / "comparison.csv")] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("last_step", "returns"), [(100, {100: 1.0}), (200, {102: 1.0, 200: 7.0}), (300, {102: 1.0, 201: 7.0})]
+)
+def test_an_evaluation_one_turn_late_is_that_of_its_step(last_step, returns, tmp_path):
+    runs = make_runs(tmp_path, {("a", TASKS[0], 0): 7.0}, last_step, steps=(102, 201))  # action_repeat 3
+    assert runs.curves["a", TASKS[0], 0] == returns
+
+
+def test_runs_whose_turns_differ_are_compared_at_the_last_step(tmp_path):
+    runs = make_runs(tmp_path / "a", {("a", TASKS[0], 0): 500.0}, steps=(102, 201)).curves
+    runs |= make_runs(tmp_path / "b", {("b", TASKS[0], 0): 700.0}, steps=(104, 208)).curves
+    write_comparison(tmp_path, Runs(runs), 200, [])
+    assert [float(row["return dm_control:walker-walk"]) for row in rows(tmp_path / "comparison.csv")] == [700.0, 500.0]
+    assert {row["environment_steps"] for row in rows(tmp_path / "scores.csv")} == {"200"}
 
 
 def test_score_ranges(tmp_path):
