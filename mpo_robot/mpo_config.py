@@ -111,8 +111,8 @@ class LearnerConfig:
         target_update_rate: Polyak rate per learner step, or None. Exactly one of the two is set.
         compile: Compile the losses with `torch.compile`: about a quarter less time per update at the default size, for
             a minute at the start. Needs a C++ compiler. Only `mpo` on continuous actions does it.
-        return_scale_bound: The critic learns rewards divided by a running scale of the discounted return, whose
-            largest value stays below this bound; None to learn plain rewards.
+        return_scale_bound: The critic learns rewards divided by a running scale of the discounted return, such that
+            no discounted sum of collected rewards is larger than this bound; None to learn plain rewards.
     """
 
     algorithm: str = "mpo"
@@ -169,10 +169,11 @@ class LearnerConfig:
                 f"head: {self.critic.head} needs return_scale_bound, or its support of +-{self.critic.value_bound} has "
                 "no relation to the returns"
             )
-        if self.critic.head != "scalar" and (self.return_scale_bound or 0.0) > self.critic.value_bound:
+        if self.critic.head != "scalar" and (self.return_scale_bound or 0.0) > self.critic.largest_value:
             raise ValueError(
-                f"return_scale_bound {self.return_scale_bound} is above the critic's value_bound "
-                f"{self.critic.value_bound}: returns beyond the support would be cut off"
+                f"return_scale_bound {self.return_scale_bound} is above {self.critic.largest_value:.4g}, the largest "
+                f"value that {self.critic.num_atoms} atoms within +-{self.critic.value_bound} represent without bias: "
+                "raise critic.value_bound (or num_atoms)"
             )
         if not 0.0 < self.discount <= 1.0:
             raise ValueError(f"discount must be in (0, 1], got {self.discount}")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mpo_robot.losses.distributional import cross_entropy, expected_value, hl_gauss_pmf, support
+from mpo_robot.losses.distributional import MARGIN, cross_entropy, expected_value, hl_gauss_pmf, support
 from mpo_robot.losses.full_covariance import FullGaussian, stddev
 from mpo_robot.losses.mstep import Gaussian
 
@@ -63,7 +63,10 @@ class CriticConfig:
         head: `scalar` regression, or classification over a fixed support: `hl_gauss` with a narrow histogram around
             the scalar target, or `c51` with the projected distribution of the target critic.
         num_atoms: Size of that support.
-        value_bound: The support reaches from -value_bound to value_bound, in units of the scaled return.
+        value_bound: The support reaches from -value_bound to value_bound, in units of the scaled return. Values beyond
+            it are learned as its ends. `LearnerConfig.return_scale_bound` bounds the rewards that were summed up, not
+            the value: where episodes are cut off (truncated) early the value goes on behind their end, and may lie
+            outside. (A constant reward, discount 0.99 and 50 steps: the value is 8.8.)
     """
 
     hidden_sizes: tuple[int, ...] = (256, 256)
@@ -72,7 +75,7 @@ class CriticConfig:
     aggregate: str = "min"
     head: str = "scalar"
     num_atoms: int = 101
-    value_bound: float = 5.0
+    value_bound: float = 6.0
 
     def __post_init__(self) -> None:
         if not self.hidden_sizes or min(self.hidden_sizes) < 1:
@@ -85,6 +88,11 @@ class CriticConfig:
             raise ValueError(f"head must be scalar, hl_gauss or c51, got {self.head!r}")
         if self.num_atoms < 2 or not self.value_bound > 0:
             raise ValueError(f"need num_atoms >= 2 and value_bound > 0, got {self.num_atoms} and {self.value_bound}")
+
+    @property
+    def largest_value(self) -> float:
+        """Largest value that the support represents without bias: its end but for `MARGIN` atom spacings."""
+        return self.value_bound * (1.0 - 2.0 * MARGIN / (self.num_atoms - 1))
 
     @property
     def outputs(self) -> int:

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 HL_GAUSS_WIDTH = 0.75  # standard deviation of the target, in atom spacings (Farebrother et al. 2024, section 4)
+# Atom spacings that must lie between a value and the support's end, or the histogram around it is cut off there and its
+# mean too small: by little, but a bootstrapped value sums such errors 1 / (1 - discount) times.
+MARGIN = 4.0 * HL_GAUSS_WIDTH
 
 
 def support(bound: float, num_atoms: int) -> Tensor:
@@ -34,8 +37,8 @@ def hl_gauss_pmf(values: Tensor, atoms: Tensor) -> Tensor:
     """Histogram [..., K] of a narrow normal around each value [...], cut off at the ends of the support.
 
     Farebrother et al. 2024 ("Stop Regressing"), equation 4: the mass between the borders half-way to the next atoms.
-    Values outside the support are moved to its nearest end. No gradient. For values a few widths inside the support
-    the mean of the result is the value, to single precision.
+    Values outside the support are moved to its nearest end. No gradient. The mean of the result is the value, to single
+    precision, for values at least `MARGIN` atom spacings inside the support.
 
     Args:
         values: Scalar targets in the units of the support.
@@ -65,7 +68,7 @@ def project_pmf(pmf: Tensor, reward: Tensor, discount: Tensor, atoms: Tensor) ->
     """
     with torch.no_grad():
         moved = reward.unsqueeze(-1) + discount.unsqueeze(-1) * atoms
-        position = (moved.clamp(float(atoms[0]), float(atoms[-1])) - atoms[0]) / (atoms[1] - atoms[0])
+        position = (moved.clamp(atoms[0], atoms[-1]) - atoms[0]) / (atoms[1] - atoms[0])
         low = position.floor().clamp(0, len(atoms) - 2)
         upper_share = position - low
         index = low.long()

@@ -13,6 +13,8 @@ from mpo_robot.losses.distributional import (
     support,
 )
 from mpo_robot.losses.returns import n_step, off_policy_returns
+from mpo_robot.mpo_config import LearnerConfig
+from mpo_robot.networks import CriticConfig
 
 ATOMS = support(5.0, 101)
 
@@ -62,6 +64,23 @@ def test_values_outside_the_support_go_to_its_ends():
     assert low.argmax() == 0
     assert torch.equal(high, end)
     assert torch.isfinite(low).all()
+
+
+@pytest.mark.parametrize("num_atoms", [31, 101])
+def test_a_perfectly_fitted_critic_finds_the_value_of_a_constant_reward(num_atoms):
+    # The errors of a histogram that the support cuts off would add up 1 / (1 - discount) times, to percents.
+    config = CriticConfig(head="hl_gauss", num_atoms=num_atoms)
+    atoms = support(config.value_bound, num_atoms).double()
+    for value in (config.largest_value, 0.98 * config.largest_value, -config.largest_value):
+        reward, learned = 0.01 * value, torch.zeros(1).double()
+        for _ in range(3000):
+            learned = hl_gauss_pmf(reward + 0.99 * learned, atoms) @ atoms
+        spacing = float(atoms[1] - atoms[0])
+        assert learned.item() == pytest.approx(value, abs=0.01 * spacing)
+
+
+def test_the_default_support_holds_the_largest_scaled_return_without_bias():
+    assert LearnerConfig().return_scale_bound <= CriticConfig().largest_value
 
 
 def test_an_expected_value_by_hand():
