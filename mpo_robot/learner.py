@@ -88,7 +88,7 @@ class Learner(ContinuousActorCritic):
     def __init__(self, observation_size: int, action_size: int, config: LearnerConfig, seed: int) -> None:
         super().__init__(observation_size, action_size, config, seed)
         self._family = FAMILIES[config.policy.covariance]
-        self._losses = torch.compile(self.losses, dynamic=False) if config.compile else self.losses
+        self._losses = torch.compile(self.losses, dynamic=False, fullgraph=True) if config.compile else self.losses
 
     @staticmethod
     def make_duals(action_size: int, config: LearnerConfig) -> Duals:
