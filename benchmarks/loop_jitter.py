@@ -8,7 +8,8 @@ another process; idle and beside programs of this script that do nothing but com
 real-time priority and locked memory (where allowed). In a period without an action in time the last command is held.
 The robot takes down every command, and afterwards each is checked: it must be the action for the very reading before
 it, or the command before it again. Anything else is a stale action. Jitter is the start of a tick after its scheduled
-time. Nothing is left out of the percentiles. See docs/benchmarks.md.
+time. Nothing is left out of the percentiles. Beside it stands what no loop can help: how long the machine takes the CPU
+away from a program that only reads the clock. See docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ RATES_HZ = (50, 200, 500, 1000)
 SOURCES = ("local", "server")
 OUTPUT = ROOT / "benchmarks" / "results" / "loop_jitter.json"
 READINGS = 256
+GAPS_US = (200, 600)
 STDDEV = 1e-6  # sampled and logged like any other, and yet every action tells which reading it is for
 TOLERANCE = 1e-4  # of a command
 # A child inherits real-time priority, with which it would stop the machine; and it must not outlive this script.
@@ -204,6 +206,26 @@ def measure(
     return rows
 
 
+def machine_gaps(seconds: float) -> Row:
+    """How often this thread is kept from computing: by a virtual machine's host, interrupts, others of its priority.
+
+    It reads the clock for 0.9 ms of every millisecond, so that no kernel holds its greed against it. A gap is a time
+    of more than `GAPS_US` between two readings; one of the longer kind within a tick is a miss at 1 kHz.
+    """
+    gaps, computed, end = [], 0, time.perf_counter_ns() + round(seconds * 1e9)
+    while (start := time.perf_counter_ns()) < end:
+        last = start
+        while last < start + 900_000:
+            now = time.perf_counter_ns()
+            if now - last > 1000 * min(GAPS_US):
+                gaps.append((now - last) / 1000)
+            last = now
+        computed += last - start
+        time.sleep(1e-4)
+    counts = {f"longer_than_{limit}_us": sum(gap > limit for gap in gaps) for limit in GAPS_US}
+    return {"computed_s": computed / 1e9, **counts, "longest_us": max(gaps, default=0.0)}
+
+
 def run_source(name: str, rate_hz: int, seconds: float, folder: Path, priority: int, load: int) -> Row:
     """One run with one source of actions."""
     spec = small_spec(observation_size=17, action_size=6, control_dt=1.0 / rate_hz)
@@ -293,11 +315,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=OUTPUT, help=f"JSON file (default {OUTPUT.relative_to(ROOT)})")
     options = parser.parse_args(arguments)
     rows: list[Row] = []
+    machine: dict[str, Row] = {}
     for priority in sorted(options.priorities):  # a priority stays, so the normal one comes first
         rows += measure(options.rates, options.seconds, priority, options.sources, options.loads)
-    result = judge(rows)
+        machine[str(priority)] = machine_gaps(options.seconds)
+    result = judge(rows) | {"machine": machine}
     write_record(options.output, "loop_jitter", seconds=options.seconds, rows=rows, result=result)
     print_table(rows)
+    for priority, gaps in machine.items():
+        print(f"the machine itself at priority {priority}: " + ", ".join(f"{key} {gaps[key]:.6g}" for key in gaps))
     print(f"stale actions applied: {result['stale_actions']}; written to {options.output}")
     return 1 if result["stale_actions"] else 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -95,3 +96,14 @@ def test_round_trip_has_to_beat_each_of_the_others() -> None:
     assert verdict[CURVE_SPIN]["met"]
     rows[-1]["p50_us"] = 140.0
     assert not judge_round_trip(rows)[CURVE_SPIN]["met"]
+
+
+def test_gaps_of_the_machine_are_those_between_two_readings_of_the_clock(monkeypatch):
+    # A millisecond of readings every 10 us, in which the CPU is away once for 300 us and once for 2 ms.
+    steps = [*[10] * 20, 300, *[10] * 20, 2000]
+    clock = itertools.accumulate(itertools.chain(steps, itertools.repeat(10)), initial=0)
+    monkeypatch.setattr(loop_jitter.time, "perf_counter_ns", lambda: next(clock) * 1000)
+    monkeypatch.setattr(loop_jitter.time, "sleep", lambda seconds: None)
+    gaps = loop_jitter.machine_gaps(0.005)
+    assert (gaps["longer_than_200_us"], gaps["longer_than_600_us"], gaps["longest_us"]) == (2, 1, 2000.0)
+    assert 0.004 < gaps["computed_s"] < 0.007
