@@ -229,7 +229,7 @@ class PPOTrainer(BaseCallback):
         self.adapter.episode_return = state["episode_return"]
         self.adapter.finished_returns = list(state["finished_returns"])
         self._recorded = state["recorded"]
-        self._wall_time_before, self._last_saved = state["wall_time_s"], ppo.num_timesteps
+        self._wall_time_before, self._last_saved = state["wall_time_s"], self.environment_steps
         numpy_rng = json.loads(state["numpy_rng"])
         numpy_rng["state"]["key"] = np.array(numpy_rng["state"]["key"], np.uint32)
         np.random.set_state(numpy_rng)

@@ -131,6 +131,16 @@ def test_a_longer_training_goes_on_from_the_end_of_a_shorter_one(tmp_path):
     assert [int(row["environment_steps"]) for row in rows(longer.folder.evaluations_file)] == [35, 70]
 
 
+def test_a_resumed_training_of_repeated_actions_saves_when_an_uninterrupted_one_does(tmp_path):
+    make(tmp_path, action_repeat=3, total_steps=60).run()
+    longer = make(tmp_path, action_repeat=3, total_steps=240, checkpoint_period=100)
+    longer.resume()
+    saved, save = [], longer.save
+    longer.save = lambda: (saved.append(longer.environment_steps), save())
+    longer.run()
+    assert saved == [180, 240]  # between rollouts of 60 steps, the last save was at 60
+
+
 @pytest.mark.parametrize("total", [7, 20, 27, 40])
 def test_the_last_rollout_is_learnt_from_before_the_final_evaluation(tmp_path, total):
     trainer = make(tmp_path, total_steps=total, evaluation_period=1000, log_period=1)
