@@ -206,6 +206,18 @@ def measure(
     return rows
 
 
+def stolen_ms() -> float:
+    """Time that programs of this virtual machine wanted to run and its host did not let them, of all CPUs together.
+
+    In steps of 10 ms, since the start of the machine; 0 where the system does not tell.
+    """
+    try:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+        return 1000.0 * int(fields[8]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, ValueError):
+        return 0.0
+
+
 def machine_gaps(seconds: float) -> Row:
     """How often this thread is kept from computing: by a virtual machine's host, interrupts, others of its priority.
 
@@ -253,7 +265,9 @@ def run_loop(policy: OnnxPolicy, source: ActionSource, name: str, rate_hz: int, 
         loop=LoopConfig(max_steps=steps, deadline=0.8),
         open_log=lambda episode: EpisodeLogWriter(folder, spec, episode, config=LogConfig()),
     )
+    before = stolen_ms()
     result = ControlLoop(robot, parts).run_episode(f"{name}-{rate_hz}")
+    stolen = stolen_ms() - before
     summary = result.statistics.summary()
     expected = np.stack([spec.to_command(policy.act(reading, stochastic=False).mean) for reading in robot.readings])
     times = {
@@ -267,6 +281,7 @@ def run_loop(policy: OnnxPolicy, source: ActionSource, name: str, rate_hz: int, 
         "rate_hz": rate_hz,
         "source": name,
         "ticks": result.steps,
+        "stolen_ms": stolen,
         **times,
         **{key: summary[key] for key in counters},
         "applied": check_commands(robot.commands, robot.newest, expected, robot.safe_pose_command())._asdict(),
@@ -289,9 +304,10 @@ def judge(rows: list[Row]) -> Row:
 
 def print_table(rows: list[Row]) -> None:
     """The rows for people."""
-    print(f"{'':31}{'jitter [us]':^30}{'latency [us]':^30}")
+    print(f"{'':31}{'jitter [us]':^30}{'latency [us]':^30}{'':21}stolen")
     columns = f"{'p50':>9}{'p99':>10}{'max':>10} " * 2
-    print(f"{'prio':>5}{'load':>5}{'Hz':>6}  {'source':8}{'ticks':>7}{columns}{'misses':>8}{'held':>7}{'stale':>6}")
+    counts = f"{'misses':>8}{'held':>7}{'stale':>6}{'ms':>7}"
+    print(f"{'prio':>5}{'load':>5}{'Hz':>6}  {'source':8}{'ticks':>7}{columns}{counts}")
     for row in rows:
         times = "".join(
             f"{row[f'{label}_p50_us']:>9.1f}{row[f'{label}_p99_us']:>10.1f}{row[f'{label}_max_us']:>10.1f} "
@@ -299,7 +315,9 @@ def print_table(rows: list[Row]) -> None:
         )
         start = f"{row['priority']:>5}{row['load']:>5}{row['rate_hz']:>6}  {row['source']:8}{row['ticks']:>7}"
         applied = row["applied"]
-        print(f"{start}{times}{row['deadline_misses']:>8}{applied['held']:>7}{applied['stale']:>6}")
+        print(
+            f"{start}{times}{row['deadline_misses']:>8}{applied['held']:>7}{applied['stale']:>6}{row['stolen_ms']:>7.0f}"
+        )
 
 
 def main(arguments: list[str] | None = None) -> int:
