@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mpo_robot.cli.compare_table import Runs, write_comparison
-from mpo_robot.cli.trainings import Training, parse_seeds, plan_training, train_missing
+from mpo_robot.cli.settings import load_run_config
+from mpo_robot.cli.trainings import Training, num_actions, parse_seeds, plan_training, train_missing
 from mpo_robot.errors import ConfigError
 from mpo_robot.run_folder import RunFolder
+from mpo_robot.settings_check import idle_settings
 
 BASELINES = Path(__file__).resolve().parents[2] / "configs" / "train" / "baselines"
 
@@ -71,12 +73,16 @@ def make_plans(args: argparse.Namespace, directory: Path, overrides: Sequence[st
     for what, items in (("--tasks", tasks), ("--algorithms", [name for name, _ in algorithms])):
         if len(set(items)) < len(items):
             raise ConfigError(f"{what} names something twice: {items}")
-    return [
+    plans = [
         _plan(directory, name, file, task, seed, args.steps, overrides)
         for seed in seeds
         for task in tasks
         for name, file in algorithms
     ]
+    for override in overrides:
+        if all(override not in plan.training.overrides for plan in plans):
+            raise ConfigError(f"{override} has no effect on any of the algorithms and tasks: leave it out")
+    return plans
 
 
 def _algorithm(name: str) -> tuple[str, Path]:
@@ -90,9 +96,13 @@ def _algorithm(name: str) -> tuple[str, Path]:
 
 
 def _plan(directory: Path, name: str, file: Path, task: str, seed: int, steps: int, overrides: Sequence[str]) -> Plan:
+    """The training, with those of the settings for all that have an effect on this algorithm and task."""
     folder = RunFolder(directory / name / task.replace(":", "_") / f"seed{seed}")
-    settings = (*overrides, f"environment.task={task}", f"seed={seed}", f"training.total_steps={steps}")
-    training = plan_training(file, settings, folder)
+    settings = (f"environment.task={task}", f"seed={seed}", f"training.total_steps={steps}")
+    config = load_run_config(file, (*overrides, *settings))
+    idle = idle_settings(config.training, config.learner, num_actions(config.environment.nominal()) is not None)
+    own = [override for override in overrides if override.partition("=")[0].strip() not in idle]
+    training = plan_training(file, (*own, *settings), folder)
     period = training.config.training.evaluation_period
     if steps % period:
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from mpo_robot.config import load_config, to_dict
 from mpo_robot.errors import ConfigError
 from mpo_robot.mpo_config import LearnerConfig
+from mpo_robot.settings_check import objections
 from mpo_robot.training_config import TrainingConfig
 from sim.config import EnvironmentConfig
 
@@ -37,6 +39,23 @@ class RunConfig:
     def nominal_environment(self) -> EnvironmentConfig:
         """The environment as it is evaluated: without randomisation, with a game's own rewards."""
         return self.environment.nominal()
+
+
+def check_settings(config: RunConfig, num_actions: int | None, refuse: bool) -> None:
+    """Look for settings that make no sense (`settings_check`): refuse them, or only say so.
+
+    Args:
+        num_actions: Number of discrete actions of the task; None if they are continuous.
+        refuse: Whether this is a new training. A run on record must stay usable, whatever its settings.
+
+    Raises:
+        ConfigError: with everything found.
+    """
+    found = list(objections(config.training, config.learner, num_actions))
+    if found and refuse:
+        raise ConfigError("; ".join(found))
+    for text in found:
+        print(f"warning: {text}", file=sys.stderr)
 
 
 def training_record(config: RunConfig, origin: dict[str, Any]) -> dict[str, Any]:

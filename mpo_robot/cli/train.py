@@ -12,7 +12,7 @@ from typing import cast
 from tqdm import tqdm
 
 from mpo_robot.cli import train_seeds
-from mpo_robot.cli.settings import RunConfig, load_run_config
+from mpo_robot.cli.settings import RunConfig, check_settings, load_run_config
 from mpo_robot.cli.settings_list import add_settings_option
 from mpo_robot.compute import configure_compute
 from mpo_robot.config import differences, dump_yaml
@@ -69,11 +69,13 @@ def make_trainer(
         earlier: With `resume`, the settings in force so far; changes to `config` are written to the run folder.
 
     Raises:
-        ConfigError: the folder cannot be used, or the checkpoint does not fit the settings; changed ones are named.
+        ConfigError: the folder cannot be used, the checkpoint does not fit the settings (changed ones are named), or
+            those of a new training make no sense.
     """
     changes = {} if earlier is None else differences(earlier, config)
     configure_compute(config.training.threads)
     environment = _collecting_environment(config)
+    check_settings(config, environment.spec.num_actions, refuse=not resume)
     evaluation_environment = make_environment(config.nominal_environment())
     if not resume:
         folder.create(dump_yaml(config), environment.spec, config.seed)

@@ -9,14 +9,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-from mpo_robot.cli.settings import RunConfig, load_run_config
+from mpo_robot.cli.settings import RunConfig, check_settings, load_run_config
 from mpo_robot.config import differences
 from mpo_robot.errors import ConfigError
 from mpo_robot.run_folder import RunFolder
+from mpo_robot.settings_check import idle_settings
+from sim.config import EnvironmentConfig
+from sim.make import make_environment
 
 POLL_S = 0.2
 
@@ -95,18 +99,30 @@ def plan_training(config_file: Path, overrides: Sequence[str], folder: RunFolder
     """A training of one thread, checked against what the folder may hold already.
 
     Raises:
-        ConfigError: a bad setting, or the folder holds a run of other settings.
+        ConfigError: a bad setting, one that makes no sense in a new training, or the folder holds a run of others.
     """
     settings = (*overrides, "training.threads=1")
     config = load_run_config(config_file, settings)
     training = Training(config_file, settings, config, folder)
+    actions = num_actions(config.environment.nominal())
     if training.may_go_on or training.is_finished:
-        changed = differences(load_run_config(folder.config_file), config)
-        changed.pop("training.total_steps", None)  # the same run, longer or shorter
+        before = load_run_config(folder.config_file)
+        changed = differences(before, config)
+        # The same run, longer or shorter; or of an earlier version that took settings without an effect.
+        for key in ("training.total_steps", *idle_settings(before.training, before.learner, actions is not None)):
+            changed.pop(key, None)
         if changed:
             text = "; ".join(f"{key}: {before} there, {after} here" for key, (before, after) in changed.items())
             raise ConfigError(f"{folder.path} holds a run of other settings ({text}): move it, or use another folder")
+    else:
+        check_settings(config, actions, refuse=True)
     return training
+
+
+@cache
+def num_actions(environment: EnvironmentConfig) -> int | None:
+    """Number of discrete actions of a task; None if they are continuous."""
+    return make_environment(environment).spec.num_actions
 
 
 def run_trainings(

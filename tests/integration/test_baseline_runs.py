@@ -11,21 +11,23 @@ CONFIG = """
 environment: {task: 'dm_control:cartpole-swingup', time_limit_s: 0.5}
 training:
   total_steps: 120
-  warmup_steps: 30
-  updates_per_step: 0.25
   evaluation_period: 60
   evaluation_episodes: 1
   log_period: 20
   checkpoint_period: 1000
-  replay_capacity: 100
 learner:
-  batch_sequences: 4
-  sequence_length: 3
   policy: {hidden_sizes: [8]}
   critic: {hidden_sizes: [8]}
-  ppo: {rollout_steps: 30, batch_size: 15, epochs: 2}
 """
 OFF_POLICY = ("sac", "ddpg", "epg")
+REPLAY = (
+    "training.warmup_steps=30",
+    "training.updates_per_step=0.25",
+    "training.replay_capacity=100",
+    "learner.batch_sequences=4",
+    "learner.sequence_length=3",
+)
+PPO = ("learner.ppo.rollout_steps=30", "learner.ppo.batch_size=15", "learner.ppo.epochs=2")
 
 
 def rows(path):
@@ -39,9 +41,8 @@ def rows(path):
 def train(folder, algorithm, *settings):
     config = folder.parent / f"{algorithm}.yaml"
     config.write_text(CONFIG)
-    return main(
-        ["train", "--quiet", "--config", str(config), "--run", str(folder), f"learner.algorithm={algorithm}", *settings]
-    )
+    own = (f"learner.algorithm={algorithm}", *(PPO if algorithm == "ppo" else REPLAY))
+    return main(["train", "--quiet", "--config", str(config), "--run", str(folder), *own, *settings])
 
 
 @pytest.mark.parametrize("algorithm", OFF_POLICY)

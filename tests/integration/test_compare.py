@@ -4,7 +4,8 @@ import csv
 
 import pytest
 
-from mpo_robot.cli.main import main
+from mpo_robot.cli.compare import make_plans
+from mpo_robot.cli.main import build_parser, main
 
 TASK = "dm_control:cartpole-swingup"
 TINY = [
@@ -68,6 +69,16 @@ def test_two_tiny_trainings_end_in_a_table_and_are_not_repeated(tmp_path, capsys
 def test_bad_input_is_refused_before_anything_is_trained(arguments, text, tmp_path, capsys):
     assert main(["bench", "compare", "--dir", str(tmp_path / "runs"), *arguments]) == 2
     assert text in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_setting_is_for_the_algorithms_on_which_it_has_an_effect(tmp_path, capsys):
+    command = ["bench", "compare", "--tasks", TASK, "--algorithms"]
+    args = build_parser("bench").parse_args([*command, "mpo,sac", "--seeds", "0", "--steps", "80"])
+    plans = make_plans(args, tmp_path, [*TINY, "learner.mpo.epsilon=0.2"])
+    assert [plan.training.config.learner.mpo.epsilon for plan in plans] == [0.2, 0.1]
+    assert main([*command, "sac,ddpg", "--dir", str(tmp_path / "runs"), "learner.mpo.epsilon=0.2"]) == 2
+    assert "learner.mpo.epsilon=0.2 has no effect on any of the algorithms" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 

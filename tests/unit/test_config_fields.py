@@ -54,6 +54,7 @@ OTHER_VALUES = {
     "learner__critic__head": {"learner__critic__head": "hl_gauss"},
     "learner__critic__value_bound": {"learner__critic__value_bound": 8.0},  # not below return_scale_bound
     "learner__mpo__variational": {"learner__mpo__variational": "parametric"},
+    "learner__mpo__parametric_estimator": {"learner__mpo__parametric_estimator": "likelihood_ratio"},
     "learner__mpo__mstep": {"learner__mpo__mstep": "single"},
     "learner__mpo__kl_form": {"learner__mpo__kl_form": "price"},
     "learner__policy__covariance": {"learner__policy__covariance": "full"},
@@ -73,17 +74,22 @@ TESTED_ELSEWHERE = {
     "training__replay_bytes",  # test_byte_replay.py
     "training__environment_threads",  # test_collection.py: it must change nothing
 }
-# Settings under which a field acts at all.
+# Settings under which a field acts at all, and without those that would not act then: they are refused.
+NO_MPO = {"learner__mpo": MPOConfig()}
 NEEDS = {
+    "learner__algorithm": NO_MPO,
+    "learner__mpo__mstep": {"learner__mpo__epsilon_stddev": MPOConfig().epsilon_stddev},
+    "learner__mpo__kl_form": {"learner__mpo__epsilon_stddev": MPOConfig().epsilon_stddev},
     "learner__critic__num_atoms": {"learner__critic__head": "hl_gauss"},
     "learner__learning_rate_end": {"learner__learning_rate_decay_steps": 20},
+    "learner__mpo__parametric_estimator": {"learner__mpo__variational": "parametric"},
     "learner__critic__value_bound": {"learner__critic__head": "hl_gauss"},
-    "learner__sac__init_temperature": {"learner__algorithm": "sac"},
-    "learner__sac__target_entropy": {"learner__algorithm": "sac"},
-    "learner__ddpg__noise_stddev": {"learner__algorithm": "ddpg"},
-    "learner__ddpg__num_samples": {"learner__algorithm": "ddpg"},
-    "learner__epg__num_samples": {"learner__algorithm": "epg"},
-    "learner__epg__entropy_bonus": {"learner__algorithm": "epg"},
+    "learner__sac__init_temperature": {"learner__algorithm": "sac", **NO_MPO},
+    "learner__sac__target_entropy": {"learner__algorithm": "sac", **NO_MPO},
+    "learner__ddpg__noise_stddev": {"learner__algorithm": "ddpg", **NO_MPO},
+    "learner__ddpg__num_samples": {"learner__algorithm": "ddpg", **NO_MPO},
+    "learner__epg__num_samples": {"learner__algorithm": "epg", **NO_MPO},
+    "learner__epg__entropy_bonus": {"learner__algorithm": "epg", **NO_MPO},
 }
 
 
