@@ -15,7 +15,8 @@ class CategoricalConfig:
 
     Attributes:
         epsilon: Bound on the E-step's KL(q || pi_target), nats.
-        epsilon_policy: Bound on the M-step's KL(pi_target || pi_online), nats.
+        epsilon_policy: Bound on the M-step's KL(pi_target || pi_online), nats; with `mpo.variational: parametric` on
+            KL(pi_online || pi_target).
         init_temperature: Initial temperature of the E-step (a value, not a raw parameter).
         init_alpha: Initial multiplier of the M-step's KL.
         torso: What comes before the hidden layers of policy and critics: nothing (`mlp`), or the convolutions of the

@@ -19,6 +19,7 @@ from mpo_robot.duals import MIN_RAW_ALPHA, MIN_RAW_TEMPERATURE, inverse_softplus
 from mpo_robot.losses import categorical_policy as losses
 from mpo_robot.losses.categorical_policy import CategoricalEStep
 from mpo_robot.losses.mstep_single import SingleMStep
+from mpo_robot.losses.parametric import categorical_parametric_step
 from mpo_robot.losses.returns import off_policy_returns
 from mpo_robot.mpo_config import LearnerConfig
 from mpo_robot.replay import SequenceBatch
@@ -85,7 +86,7 @@ class CategoricalDuals(nn.Module):
 
 
 class CategoricalLearner(ActorCritic):
-    """MPO for discrete actions; of `config.mpo` only `temperature_update` and `kl_form` apply.
+    """MPO for discrete actions; of `config.mpo` only `temperature_update`, `kl_form` and `variational` apply.
 
     The rest is `config.categorical`.
 
@@ -123,11 +124,11 @@ class CategoricalLearner(ActorCritic):
         targets = self.target_pass(tensors, reward_scale)
         loss_critic = self.critic_loss(tensors, targets.returns)
         state_weights = self.state_weights(tensors)
-        temperature = self._temperature(targets, state_weights)
-        own = self.config.categorical
-        estep = losses.categorical_estep(targets.q_values, targets.logits, temperature, own.epsilon, state_weights)
         online = self.online_policy(tensors.observation.flatten(0, 1))
-        mstep = self._mstep(online, targets.logits, estep.normalized_weights, state_weights)
+        if self.config.mpo.variational == "parametric":
+            estep, mstep = self._parametric_improvement(online, targets, state_weights)
+        else:
+            estep, mstep = self._expectation_maximization(online, targets, state_weights)
         loss_duals = estep.loss_temperature + mstep.penalty.loss_alpha
         loss = loss_critic + mstep.loss_policy + mstep.penalty.loss_kl + loss_duals
         self.require_finite(loss)
@@ -135,6 +136,23 @@ class CategoricalLearner(ActorCritic):
         if not want_metrics:
             return None
         return self._metrics(loss_critic, estep, mstep, online, targets, state_weights, tensors, reward_scale)
+
+    def _expectation_maximization(
+        self, online: Tensor, targets: CategoricalTargets, state_weights: Tensor
+    ) -> tuple[CategoricalEStep, SingleMStep]:
+        """E-step over all actions and the M-step towards its weights."""
+        temperature, epsilon = self._temperature(targets, state_weights), self.config.categorical.epsilon
+        estep = losses.categorical_estep(targets.q_values, targets.logits, temperature, epsilon, state_weights)
+        return estep, self._mstep(online, targets.logits, estep.normalized_weights, state_weights)
+
+    def _parametric_improvement(
+        self, online: Tensor, targets: CategoricalTargets, state_weights: Tensor
+    ) -> tuple[CategoricalEStep, SingleMStep]:
+        """The online policy is itself the variational distribution; the weights are the target policy's."""
+        bound = (self.duals.alpha, self.config.categorical.epsilon_policy)
+        step = categorical_parametric_step(online, targets.logits, targets.q_values, *bound, state_weights)
+        no_estep = CategoricalEStep(targets.logits.softmax(dim=-1), state_weights * 0.0, state_weights.new_zeros(()))
+        return no_estep, step
 
     def _temperature(self, targets: CategoricalTargets, state_weights: Tensor) -> Tensor:
         """Temperature of the E-step, [1]; only a learned one takes part in the dual loss."""

@@ -118,6 +118,7 @@ def parametric_update(
     family: Family,
     online: Any,
     target: Any,
+    sampled_from: Any,
     noise: Tensor,
     values: Tensor,
     duals: Duals,
@@ -126,11 +127,12 @@ def parametric_update(
 ) -> MStep:
     """The second variant of MPO: the online policy is itself the variational distribution, improved under the bounds.
 
-    The actions were sampled from the target policy, so the gradient is the importance-weighted one.
-
     Args:
+        sampled_from: Policy that the actions were sampled from: with `mpo.parametric_estimator` `likelihood_ratio` the
+            online policy as it is now, with `importance` any one near it.
         values: [N, S] of the sampled actions.
     """
     bounds = parametric.Bounds(duals.alpha_mean, duals.alpha_stddev, mpo.epsilon_mean, mpo.epsilon_stddev)
-    step = family.parametric(online, target, target, noise, values, bounds, state_weights, "importance")
+    sample = (sampled_from, noise, values)
+    step = family.parametric(online, target, *sample, bounds, state_weights, mpo.parametric_estimator)
     return MStep(step.loss_policy, state_weights.new_zeros(()), step.penalty_mean, step.penalty_stddev)

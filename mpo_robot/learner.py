@@ -125,8 +125,12 @@ class Learner(ContinuousActorCritic):
         target = self.target_pass(batch, noise)
         loss_critic = self.critic_loss(batch, target.critic_target)
         state_weights = self.state_weights(batch)
-        online = self.online_policy(batch.observation.flatten(0, 1))
-        mstep, loss_duals, estep = self._expectation_maximization(online, target, state_weights)
+        observation = batch.observation.flatten(0, 1)
+        online = self.online_policy(observation)
+        if self.config.mpo.variational == "parametric":
+            mstep, loss_duals, estep = self._parametric_improvement(observation, online, target, state_weights)
+        else:
+            mstep, loss_duals, estep = self._expectation_maximization(online, target, state_weights)
         loss_penalty = mstep.penalty_mean.loss_kl + mstep.penalty_stddev.loss_kl
         total = loss_critic + mstep.loss_policy_mean + mstep.loss_policy_stddev + loss_penalty + loss_duals
         return Losses(total, loss_critic, mstep, estep, online, target, state_weights)
@@ -137,13 +141,6 @@ class Learner(ContinuousActorCritic):
         """M-step, sum of all dual losses, and E-step of the task objective."""
         mpo, duals = self.config.mpo, self.duals
         cost = out_of_bounds_cost(target.actions) if mpo.action_penalization else None
-        if mpo.variational == "parametric":
-            values = target.q_values if cost is None else target.q_values + cost
-            mstep = parametric_update(
-                self._family, online, target.policy, target.noise, values, duals, mpo, state_weights
-            )
-            no_estep = EStep(torch.full_like(values, 1.0 / len(values)), values.new_zeros(()))
-            return mstep, mstep.penalty_mean.loss_alpha + mstep.penalty_stddev.loss_alpha, no_estep
         temperature, penalty_temperature = self._temperatures(target.q_values, cost, state_weights)
         estep = nonparametric_estep(target.q_values, temperature, mpo.epsilon, state_weights)
         weights, objectives, loss_duals = estep.normalized_weights, 1.0, estep.loss_temperature
@@ -155,6 +152,23 @@ class Learner(ContinuousActorCritic):
         moments = weighted_moments(self._family, weights, target.noise, objectives, mpo.center_weights)
         mstep = policy_mstep(self._family, online, target.policy, moments, duals, mpo, state_weights)
         return mstep, loss_duals + mstep.penalty_mean.loss_alpha + mstep.penalty_stddev.loss_alpha, estep
+
+    def _parametric_improvement(
+        self, observation: Tensor, online: Any, target: TargetPass, state_weights: Tensor
+    ) -> tuple[MStep, Tensor, EStep]:
+        """As `_expectation_maximization`, for an online policy that is itself the variational distribution."""
+        mpo = self.config.mpo
+        policy, actions, values = target.policy, target.actions, target.q_values
+        if mpo.parametric_estimator == "likelihood_ratio":
+            policy = type(online)(*(item.detach() for item in online))
+            actions = self._family.sample(policy, target.noise)
+            values = self.target_critic.target_values(observation, actions.clamp(-1.0, 1.0))
+        if mpo.action_penalization:
+            values = values + out_of_bounds_cost(actions)
+        sample = (policy, target.noise, values)
+        mstep = parametric_update(self._family, online, target.policy, *sample, self.duals, mpo, state_weights)
+        no_estep = EStep(torch.full_like(values, 1.0 / len(values)), values.new_zeros(()))
+        return mstep, mstep.penalty_mean.loss_alpha + mstep.penalty_stddev.loss_alpha, no_estep
 
     def _temperatures(self, q_values: Tensor, cost: Tensor | None, state_weights: Tensor) -> tuple[Tensor, Tensor]:
         """Temperatures of the task objective and of the penalty; only learned ones take part in the dual loss.
@@ -173,21 +187,24 @@ class Learner(ContinuousActorCritic):
     @torch.no_grad()
     def target_pass(self, batch: TensorBatch, noise: Tensor) -> TargetPass:
         """Sample actions, value them, and form the critic's targets. Arguments as in `losses`."""
-        policy = self.target_policy(batch.observation.flatten(0, 1))
+        observation = batch.observation.flatten(0, 1)
+        policy = self.target_policy(observation)
         actions = self._family.sample(policy, noise)
-        q_values, q_taken = self.target_values(batch, actions)
+        critic_target = None
+        if self.config.critic.head == "c51":  # never with retrace, which alone needs the value of the action taken
+            q_values, *distribution = self.target_critic.target_distribution(observation, actions.clamp(-1.0, 1.0))
+            q_taken, critic_target = torch.zeros_like(batch.reward), self._distribution_target(batch, *distribution)
+        else:
+            q_values, q_taken = self.target_values(batch, actions)
         before = type(policy)(*(self.before(item, batch) for item in policy))
         log_probs = self._family.log_prob(before, batch.action)
         targets = self.targets(batch, log_probs, q_values.mean(dim=0), q_taken)
-        is_c51 = self.config.critic.head == "c51"
-        critic_target = self._distribution_target(batch, actions) if is_c51 else targets.returns
+        critic_target = targets.returns if critic_target is None else critic_target
         return TargetPass(policy, noise, actions, q_values, *targets, critic_target)
 
-    def _distribution_target(self, batch: TensorBatch, actions: Tensor) -> Tensor:
-        """Distributions [B, L, K] that a C51 critic learns; averaged over the sampled actions before the projection."""
+    def _distribution_target(self, batch: TensorBatch, pmf: Tensor, atoms: Tensor) -> Tensor:
+        """Distributions [B, L, K] that a C51 critic learns, from those of all states, [S, K], on `atoms`."""
         sequences, steps = batch.reward.shape
-        observation = batch.observation.flatten(0, 1)
-        pmf, atoms = self.target_critic.target_distribution(observation, actions.clamp(-1.0, 1.0))
         after = pmf.view(sequences, steps + 1, -1)[:, 1:]  # of the state after each step
         horizon = return_horizon(self.config, steps)
         bootstrap = n_step_bootstrap(batch.reward, self.discounts(batch), carries_trace(batch), horizon)

@@ -25,7 +25,11 @@ class MPOConfig:
         epsilon_stddev: Bound on the standard deviation's KL, nats; likewise.
         variational: `nonparametric` (an E-step with weights on the samples, then an M-step), or `parametric`: the
             online policy is improved by the gradient of its advantage under the bounds of the M-step, and there are no
-            temperatures; what leaves [-1, 1] then costs its distance in units of the scaled return.
+            temperatures; what leaves [-1, 1] then costs its distance in units of the scaled return. Also for discrete
+            actions, where the gradient is exact.
+        parametric_estimator: Of that gradient from sampled actions: `importance`, with the target policy's samples
+            that the critic uses too, or `likelihood_ratio` (the paper's algorithm 3), with samples of the online policy
+            that the target critic values as well.
         mstep: `decoupled` bounds for mean and covariance, or a `single` KL of the whole Gaussian, which then has the
             multiplier and bound of the mean.
         kl_form: `bound` with learned multipliers, or `price`: multipliers that stay at their initial values (the
@@ -48,6 +52,7 @@ class MPOConfig:
     epsilon_mean: float = 0.01
     epsilon_stddev: float = 2e-5
     variational: str = "nonparametric"
+    parametric_estimator: str = "importance"
     mstep: str = "decoupled"
     kl_form: str = "bound"
     per_dim_constraining: bool = True
@@ -65,6 +70,7 @@ class MPOConfig:
                 f"num_samples must be at least 2 (the weights of one sample carry nothing), got {self.num_samples}"
             )
         _one_of("variational", self.variational, ("nonparametric", "parametric"))
+        _one_of("parametric_estimator", self.parametric_estimator, ("importance", "likelihood_ratio"))
         if self.variational == "parametric" and (self.mstep, self.kl_form) != ("decoupled", "bound"):
             raise ValueError("variational: parametric needs mstep: decoupled and kl_form: bound")
         _one_of("mstep", self.mstep, ("decoupled", "single"))
@@ -90,8 +96,9 @@ class LearnerConfig:
     Attributes:
         algorithm: What improves the policy: `mpo`, or a baseline on the same networks and data: `sac`, `ddpg`, `epg`
             (expected policy gradient); or `ppo`, by stable-baselines3.
-        categorical: MPO for tasks with discrete actions; there `mpo` has no effect but for `temperature_update`.
-        discount: Discount per control step.
+        categorical: MPO for tasks with discrete actions; there `mpo` has no effect but for `temperature_update`,
+            `kl_form` and `variational`.
+        discount: Discount per action, which is several control steps with `environment.action_repeat`.
         returns: Estimator of the critic's targets: `retrace`, or without importance ratios `td_lambda` and `n_step`
             (biased off-policy), or `td_zero`.
         retrace_lambda: Lambda of `retrace` and `td_lambda`; 0 gives one-step expected targets.

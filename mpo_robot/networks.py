@@ -189,24 +189,31 @@ class Critic(nn.Module):
         return 0.5 * (output.squeeze(-1) - target).square() if self.atoms is None else cross_entropy(output, target)
 
     def many_actions(self, observation: Tensor, actions: Tensor) -> Tensor:
-        """Values [N, S] of N actions [N, S, A] at each observation [S, O].
+        """Values [N, S] of N actions [N, S, A] at each observation [S, O]."""
+        return torch.cat([self.value(output) for output in self._blocks(observation, actions)])
 
-        Works on a few samples at a time, so that the activations stay in the processor's cache.
+    def distribution(self, observation: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """`many_actions`, and the mean over the N actions of their distributions, [S, K]; for a categorical head."""
+        assert self.atoms is not None
+        values, total = [], torch.zeros(())
+        for output in self._blocks(observation, actions):
+            pmf = torch.softmax(output, dim=-1)
+            values.append(pmf @ self.atoms)
+            total = total + pmf.sum(dim=0)
+        return torch.cat(values), total / len(actions)
+
+    def _blocks(self, observation: Tensor, actions: Tensor) -> list[Tensor]:
+        """`outputs` of N actions [N, S, A], a few actions at a time: [n, S, 1 or K] each.
+
+        So the activations stay in the processor's cache.
         """
         state_part = self.observation_in(observation)  # [S, H]
         parts = []
         for block in actions.split(max(1, CHUNK_ROWS // len(observation))):
             hidden = self.action_in(block)  # [n, S, H]
             hidden += state_part
-            parts.append(self.value(self.tail(hidden.view(-1, hidden.shape[-1]))).view(block.shape[:2]))
-        return torch.cat(parts)
-
-    def distribution(self, observation: Tensor, actions: Tensor) -> Tensor:
-        """Mean over N actions [N, S, A] of their value distributions, [S, K]; a sample at a time to save memory."""
-        pmf = torch.zeros(())
-        for action in actions:
-            pmf = pmf + torch.softmax(self.outputs(observation, action), dim=-1)
-        return pmf / len(actions)
+            parts.append(self.tail(hidden.view(-1, hidden.shape[-1])).view(*block.shape[:2], -1))
+        return parts
 
 
 class CriticEnsemble(nn.Module):
@@ -238,18 +245,19 @@ class CriticEnsemble(nn.Module):
         return self.combine(torch.stack([member.many_actions(observation, actions) for member in self._critics()]))
 
     @torch.no_grad()
-    def target_distribution(self, observation: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Value distribution [S, K] of each state, averaged over N actions [N, S, A], and the atoms [K].
+    def target_distribution(self, observation: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`target_values`, each state's value distribution [S, K] averaged over the N actions, and the atoms [K].
 
         `min` takes the member with the smaller mean in each state, `mean` the mixture of the members.
         """
-        pmfs = torch.stack([member.distribution(observation, actions) for member in self._critics()])  # [C, S, K]
         atoms = self._critics()[0].atoms
         assert atoms is not None
+        members = [member.distribution(observation, actions) for member in self._critics()]
+        values, pmfs = (torch.stack(parts) for parts in zip(*members))  # [C, N, S], [C, S, K]
         if self.config.aggregate == "mean":
-            return pmfs.mean(dim=0), atoms
+            return self.combine(values), pmfs.mean(dim=0), atoms
         lowest = (pmfs @ atoms).argmin(dim=0)  # [S]
-        return pmfs[lowest, torch.arange(len(lowest))], atoms
+        return self.combine(values), pmfs[lowest, torch.arange(len(lowest))], atoms
 
     def combine(self, values: Tensor) -> Tensor:
         """Minimum or mean over the first axis."""

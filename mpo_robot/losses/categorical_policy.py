@@ -71,7 +71,7 @@ def categorical_estep(
         q_values: [S, K] target critic's values; gradients are stopped here.
         target_logits: [S, K]; gradients are stopped here.
         temperature: Scalar or [1], positive; receives the gradient of the dual. With
-            `categorical_exact_temperature`'s, the exact form.
+            `categorical_exact_temperature`'s, the exact form; with a fixed one, the soft form (equation 6).
         epsilon: Bound on KL(q || pi_target) in nats.
         state_weights: [S], sum 1.
 
@@ -88,13 +88,6 @@ def categorical_estep(
     log_normalizer = torch.logsumexp(log_prior + scaled, dim=-1)  # [S]
     loss = (temperature * (epsilon + state_weights @ log_normalizer)).sum()
     return CategoricalEStep(*_weights(log_prior, scaled.detach()), loss_temperature=loss)
-
-
-def soft_categorical_estep(q_values: Tensor, target_logits: Tensor, temperature: float | Tensor) -> CategoricalEStep:
-    """Weights with a fixed temperature, the price of the KL (Abdolmaleki et al. 2018, equation 6); no dual loss."""
-    log_prior = torch.log_softmax(target_logits.detach(), dim=-1)
-    scaled = (q_values / temperature).detach()
-    return CategoricalEStep(*_weights(log_prior, scaled), loss_temperature=scaled.new_zeros(()))
 
 
 def categorical_mstep(

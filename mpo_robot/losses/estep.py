@@ -1,7 +1,8 @@
 """E-step of MPO: non-parametric action weights and the dual loss of the temperature.
 
 Hard form (a bound on the KL): `nonparametric_estep` with a learned temperature, or with the one from
-`losses/exact_dual.py`, for which its dual loss has no gradient. Soft form (a price on the KL): `soft_estep`.
+`losses/exact_dual.py`. Soft form (a price on the KL): the same with a fixed temperature. With a detached temperature
+the dual loss has no gradient.
 Axes: N sampled actions, S states.
 """
 
@@ -37,7 +38,8 @@ def nonparametric_estep(q_values: Tensor, temperature: Tensor, epsilon: float, s
 
     Dual: g(eta) = eta * epsilon + eta * mean_s log mean_n exp(Q(s, a_n) / eta), Abdolmaleki et al. 2018, equation 9
     (sample form). At its minimum the mean KL(q || pi) equals `epsilon`. Computed with log-sum-exp, so that large
-    values do not overflow.
+    values do not overflow. For any temperature the weights maximise mean_s [E_q Q(s, a) - temperature KL(q || pi)]
+    (equation 6, where the temperature is called alpha).
 
     Args:
         q_values: [N, S] target critic's values; gradients are stopped here.
@@ -55,26 +57,6 @@ def nonparametric_estep(q_values: Tensor, temperature: Tensor, epsilon: float, s
     log_mean_exp = torch.logsumexp(scaled, dim=0) - math.log(num_samples)  # [S]
     loss = (temperature * (epsilon + state_weights @ log_mean_exp)).sum()
     return EStep(torch.softmax(scaled.detach(), dim=0), loss)
-
-
-def soft_estep(q_values: Tensor, temperature: float | Tensor) -> EStep:
-    """Weights of the regularised instead of the constrained E-step, with a fixed temperature.
-
-    q maximises mean_s [E_q Q(s, a) - temperature KL(q || pi)] (Abdolmaleki et al. 2018, equation 6, where the
-    temperature is called alpha), whose solution has the form of equation 8. The KL is whatever results, and the
-    temperature has the unit of Q. `loss_temperature` is 0: there is nothing to learn.
-
-    Args:
-        q_values: [N, S] target critic's values; gradients are stopped here.
-        temperature: Positive; no gradient flows to it.
-
-    Raises:
-        ValueError: shape does not fit.
-    """
-    if q_values.ndim != 2:
-        raise ValueError(f"need q_values [N, S], got {q_values.shape}")
-    scaled = (q_values / temperature).detach()
-    return EStep(torch.softmax(scaled, dim=0), scaled.new_zeros(()))
 
 
 def out_of_bounds_cost(actions: Tensor) -> Tensor:

@@ -53,8 +53,8 @@ def td_lambda(bootstrap_value: Tensor, trace_valid: Tensor, trace_lambda: float)
     Args:
         bootstrap_value: [B, T] v_{t+1} as in `off_policy_returns`.
         trace_valid: [B, T] bool or 0/1, whether step t continues step t - 1 and its action may be carried back.
-            Must be 0 for rows that are no transition (episode borders), and should be for commands that safety
-            changed. A missing behaviour probability alone is no reason here.
+            Must be 0 for rows that are no transition (episode borders), and is for actions that were not the
+            policy's own or whose behaviour probability is unknown: what they led to says nothing of the policy.
         trace_lambda: In [0, 1].
     """
     state_value = torch.zeros_like(bootstrap_value)

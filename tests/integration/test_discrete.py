@@ -55,11 +55,12 @@ def without_times(text):
     [
         (CART_POLE, 97),
         (CART_POLE | {"training": CART_POLE["training"] | {"environments": 3}}, 99),
+        (CART_POLE | {"learner": CART_POLE["learner"] | {"mpo": {"variational": "parametric"}}}, 97),
         pytest.param(
             ATARI, 23, marks=pytest.mark.skipif(importlib.util.find_spec("ale_py") is None, reason="needs ale_py")
         ),
     ],
-    ids=["CartPole", "CartPole, three", "Pong"],
+    ids=["CartPole", "CartPole, three", "CartPole, parametric", "Pong"],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, settings, stop_at):
     whole = start(tmp_path / "whole", settings)

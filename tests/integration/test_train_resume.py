@@ -59,6 +59,7 @@ def start(folder, overrides=()):
         (97, []),
         (151, []),
         (200, []),
+        (151, ["learner.mpo.variational=parametric", "learner.mpo.parametric_estimator=likelihood_ratio"]),
         # Pieces of 8 steps and pink noise: some of everything that an environment has of its own is under way.
         (99, ["training.environments=3", "training.noise_color=1.0"]),
         (152, ["training.environments=4", "training.environment_threads=2"]),

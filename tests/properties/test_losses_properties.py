@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpo_robot.losses import categorical_policy, full_covariance, gaussian
-from mpo_robot.losses.estep import nonparametric_estep, soft_estep
+from mpo_robot.losses.estep import nonparametric_estep
 from mpo_robot.losses.exact_dual import MIN_TEMPERATURE, exact_temperature
 from mpo_robot.losses.full_covariance import FullGaussian
 from mpo_robot.losses.mstep import Gaussian, decoupled_kls
@@ -54,7 +54,11 @@ def test_the_exact_temperature_has_the_unit_of_q_and_ignores_constants(seed, sam
 @given(seeds, st.integers(2, 12), sizes, st.floats(0.05, 20.0), st.floats(1.01, 3.0))
 def test_a_hotter_estep_is_closer_to_the_policy_and_worth_less(seed, samples, states, temperature, factor):
     q_values = normal(seed, samples, states)
-    cold, hot = soft_estep(q_values, temperature), soft_estep(q_values, factor * temperature)
+    weights = torch.full((states,), 1.0 / states, dtype=torch.float64)
+    cold, hot = (
+        nonparametric_estep(q_values, torch.tensor(eta).double(), 0.1, weights)
+        for eta in (temperature, factor * temperature)
+    )
     for estep in (cold, hot):
         torch.testing.assert_close(estep.normalized_weights.sum(0), torch.ones(states, dtype=torch.float64))
         assert (estep.kl_nonparametric <= math.log(samples) + 1e-9).all()
@@ -67,10 +71,11 @@ def test_a_hotter_estep_is_closer_to_the_policy_and_worth_less(seed, samples, st
 @given(seeds, st.integers(2, 8), sizes, st.floats(0.1, 10.0))
 def test_categorical_weights_are_softmax_of_logits_plus_values(seed, actions, states, temperature):
     q_values, logits = normal(seed, states, actions), 3 * normal(seed + 1, states, actions)
-    estep = categorical_policy.soft_categorical_estep(q_values, logits, temperature)
+    rest = (torch.tensor(temperature).double(), 0.1, torch.full((states,), 1.0 / states, dtype=torch.float64))
+    estep = categorical_policy.categorical_estep(q_values, logits, *rest)
     torch.testing.assert_close(estep.normalized_weights, torch.softmax(logits + q_values / temperature, -1))
     assert (estep.kl_nonparametric >= -1e-12).all()
-    shifted = categorical_policy.soft_categorical_estep(q_values + 7.0, logits - 3.0, temperature)
+    shifted = categorical_policy.categorical_estep(q_values + 7.0, logits - 3.0, *rest)
     torch.testing.assert_close(estep.normalized_weights, shifted.normalized_weights)
 
 

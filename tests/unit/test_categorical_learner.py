@@ -100,13 +100,20 @@ def test_scaled_rewards_and_a_scale_are_the_same():
         torch.testing.assert_close(base[name], scaled[name])
 
 
-@pytest.mark.parametrize("temperature_update", ["learned", "exact"])
-def test_it_finds_the_best_action_of_each_state_and_keeps_its_kl_bounds(temperature_update):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"mpo__temperature_update": "learned"},
+        {"mpo__temperature_update": "exact"},
+        {"mpo__variational": "parametric", "learning_rate_duals": 0.1},
+    ],
+)
+def test_it_finds_the_best_action_of_each_state_and_keeps_its_kl_bounds(settings):
     # One-step episodes; the best of four actions depends on the sign of the first observation.
     changes = {
-        "mpo__temperature_update": temperature_update,
         "learning_rate_critic": 2e-2,
         "learning_rate_policy": 1e-2,
+        **settings,
     }
     learner = CategoricalLearner(SPEC, change(DISCRETE_CONFIG, **changes), seed=0)
     rng = np.random.default_rng(0)
@@ -131,8 +138,29 @@ def test_it_finds_the_best_action_of_each_state_and_keeps_its_kl_bounds(temperat
     # Far from the solution and on its way: the M-step's KL stays near its bound.
     assert np.mean([item.kl_policy_rel for item in measured]) < 2.0
     assert isinstance(measured[-1], CategoricalMetrics)
-    if temperature_update == "exact":
+    if settings == {"mpo__temperature_update": "exact"}:
         assert measured[0].kl_q_rel == pytest.approx(1.0, abs=1e-3)
+
+
+def test_the_parametric_variant_has_the_exact_gradient_and_no_temperature():
+    learner, batch = make_discrete_learner(mpo__variational="parametric"), make_discrete_batch()
+    result = gradients(learner, batch)
+    tensors = as_tensors(batch)
+    observation, weights = tensors.observation.flatten(0, 1), learner.state_weights(tensors)
+    targets = learner.target_pass(tensors, reward_scale=1.0)
+    before, online = targets.logits.softmax(-1), learner.online_policy(observation).softmax(-1)
+    gain = weights @ (online * targets.q_values).sum(-1)
+    kl = weights @ (online * (online / before).log()).sum(-1)
+    loss = -gain + 3.0 * kl  # init_alpha
+    loss.backward()
+    torch.testing.assert_close(result["policy"], learner.flat["policy"].grad, rtol=1e-4, atol=1e-6)
+    temperature, alpha = result["duals"]
+    assert temperature == 0.0
+    assert alpha.item() == pytest.approx((0.0025 - kl.item()) * (1.0 - np.exp(-3.0)), rel=1e-4)
+    learner.flat["policy"].grad.zero_()
+    metrics = learner.update(batch, want_metrics=True)
+    assert metrics.kl_q_rel == 0.0
+    assert metrics.temperature == pytest.approx(3.0)
 
 
 def test_metrics_by_hand():

@@ -77,6 +77,7 @@ def test_temperatures_can_be_written(value):
         (MPOConfig, {"mstep": "triple"}, "one of decoupled, single"),
         (MPOConfig, {"variational": "implicit"}, "one of nonparametric, parametric"),
         (MPOConfig, {"variational": "parametric", "mstep": "single"}, "needs mstep: decoupled"),
+        (MPOConfig, {"parametric_estimator": "score"}, "one of importance, likelihood_ratio"),
         (MPOConfig, {"kl_form": "soft"}, "one of bound, price"),
         (PolicyConfig, {"covariance": "sparse"}, "diagonal or full"),
         (LearnerConfig, {"compile": True, "mpo": MPOConfig(temperature_update="exact")}, "cannot make one graph"),
@@ -203,8 +204,10 @@ def test_an_hl_gauss_critic_learns_a_scalar_target():
 
 
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])
-def test_the_parametric_variant_learns_without_temperatures(covariance):
-    learner = make_learner(mpo__variational="parametric", policy__covariance=covariance)
+@pytest.mark.parametrize("estimator", ["importance", "likelihood_ratio"])
+def test_the_parametric_variant_learns_without_temperatures(estimator, covariance):
+    settings = {"mpo__variational": "parametric", "mpo__parametric_estimator": estimator}
+    learner = make_learner(**settings, policy__covariance=covariance)
     temperatures = learner.flat["duals"][:2].clone()
     before = learner.flat["policy"].clone()
     for _ in range(3):
@@ -214,6 +217,26 @@ def test_the_parametric_variant_learns_without_temperatures(covariance):
     assert metrics.kl_q_rel == pytest.approx(0.0, abs=1e-4)
     assert torch.equal(temperatures, learner.flat["duals"][:2])
     assert not torch.equal(before, learner.flat["policy"])
+
+
+@pytest.mark.parametrize("estimator", ["importance", "likelihood_ratio"])
+def test_the_parametric_gradient_is_that_of_the_online_policys_value(estimator):
+    # Q = -|a|^2 / 2 has E Q = -(mean^2 + stddev^2) / 2, so the loss has the gradients mean and stddev: those of the
+    # online policy, which is not the one that the critic's samples come from. (Narrow: actions are valued clipped.)
+    settings = {"mpo__variational": "parametric", "mpo__parametric_estimator": estimator}
+    learner = make_learner(**settings, mpo__num_samples=4000, mpo__action_penalization=False, policy__init_stddev=0.2)
+    learner.target_critic.target_values = lambda observation, actions: -0.5 * actions.square().sum(-1)
+    with torch.no_grad():
+        bias = learner.online_policy.head.bias
+        bias[:2] = torch.tensor([0.3, -0.2])
+        learner.target_policy.head.bias.copy_(bias + torch.tensor([0.1, -0.1, 0.1, 0.2]))
+    batch = tensors(make_batch())
+    losses = learner.losses(batch, learner._noise(batch))
+    acts = losses.state_weights > 0
+    for gradient, wanted in zip(torch.autograd.grad(losses.mstep.loss_policy_mean, list(losses.online)), losses.online):
+        each = gradient[acts] / losses.state_weights[acts].unsqueeze(-1)
+        error = (each - wanted[acts].detach()).mean(dim=0)
+        assert error.abs().max() < 0.02
 
 
 def test_the_parametric_variant_climbs_towards_better_actions():
@@ -240,7 +263,11 @@ def test_the_parametric_variant_climbs_towards_better_actions():
         {"policy__covariance": "full"},
         {"mpo__mstep": "single", "mpo__kl_form": "price", "mpo__temperature_update": "fixed"},
         {"mpo__variational": "parametric"},
-        {"mpo__variational": "parametric", "policy__covariance": "full"},
+        {
+            "mpo__variational": "parametric",
+            "mpo__parametric_estimator": "likelihood_ratio",
+            "policy__covariance": "full",
+        },
     ],
 )
 def test_compiled_losses_give_the_same_gradients(settings):

@@ -7,7 +7,7 @@ import torch
 from torch.distributions import Categorical, kl_divergence
 
 from mpo_robot.losses import categorical_policy as discrete
-from mpo_robot.losses.estep import nonparametric_estep, soft_estep
+from mpo_robot.losses.estep import nonparametric_estep
 
 S, K = 6, 5
 
@@ -55,8 +55,6 @@ def test_the_prior_is_in_the_weights():
     result = discrete.categorical_estep(torch.zeros(1, 3), logits, torch.ones(1), 0.1, torch.ones(1))
     torch.testing.assert_close(result.normalized_weights, torch.softmax(logits, -1))
     assert result.kl_nonparametric.item() == pytest.approx(0.0, abs=1e-6)
-    soft = discrete.soft_categorical_estep(torch.zeros(1, 3), logits, 1.0)
-    torch.testing.assert_close(soft.normalized_weights, torch.softmax(logits, -1))
 
 
 def test_a_uniform_prior_gives_the_sampled_formulas(problem):
@@ -70,8 +68,6 @@ def test_a_uniform_prior_gives_the_sampled_formulas(problem):
     right.loss_temperature.backward()
     torch.testing.assert_close(left.loss_temperature, right.loss_temperature)
     torch.testing.assert_close(ours.grad, theirs.grad)
-    soft = discrete.soft_categorical_estep(q_values, torch.zeros(S, K), 0.7)
-    torch.testing.assert_close(soft.normalized_weights, soft_estep(q_values.T, 0.7).normalized_weights.T)
 
 
 def test_a_prior_of_fractions_equals_repeated_samples():
@@ -109,14 +105,13 @@ def test_the_slope_of_the_dual_is_the_unspent_kl(problem):
 
 
 def test_the_soft_form_maximises_value_minus_the_price_of_the_kl(problem):
-    q_values, target, _, _ = problem
+    q_values, target, _, state_weights = problem
     price, log_prior = 0.8, torch.log_softmax(target, -1)
 
     def objective(weights):
         return ((weights * q_values).sum(-1) - price * (weights * (weights.log() - log_prior)).sum(-1)).sum().item()
 
-    best = discrete.soft_categorical_estep(q_values, target, price)
-    assert best.loss_temperature.item() == 0.0
+    best = discrete.categorical_estep(q_values, target, torch.tensor(price), 0.1, state_weights)
     assert not best.loss_temperature.requires_grad
     generator = torch.Generator().manual_seed(1)
     for _ in range(50):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import optimize
 
-from mpo_robot.losses.estep import nonparametric_estep, out_of_bounds_cost, soft_estep
+from mpo_robot.losses.estep import nonparametric_estep, out_of_bounds_cost
 from mpo_robot.losses.exact_dual import exact_temperature
 
 
@@ -132,7 +132,7 @@ def test_the_soft_form_maximises_value_minus_the_price_of_the_kl():
     def objective(weights):
         return ((weights * q_values).sum(0) - price * (weights * torch.log(7 * weights)).sum(0)).sum().item()
 
-    soft = soft_estep(q_values, price)
+    soft = nonparametric_estep(q_values, torch.tensor(price), 0.1, uniform(3).double())
     best = objective(soft.normalized_weights)
     for _ in range(100):
         other = soft.normalized_weights * torch.tensor(np.exp(0.1 * rng.normal(size=(7, 3))))
@@ -141,24 +141,12 @@ def test_the_soft_form_maximises_value_minus_the_price_of_the_kl():
     assert best == pytest.approx(price * (torch.logsumexp(q_values / price, 0) - math.log(7)).sum().item())
 
 
-def test_soft_and_hard_form_meet_at_the_exact_temperature():
+def test_the_exact_temperature_spends_the_bound_and_the_dual_is_flat_there():
     q_values = torch.tensor(np.random.default_rng(5).normal(size=(10, 6)))
     exact = exact_temperature(q_values, 0.1, uniform(6).double())
     hard = nonparametric_estep(q_values, exact, 0.1, uniform(6).double())
-    soft = soft_estep(q_values, exact.item())
-    torch.testing.assert_close(soft.normalized_weights, hard.normalized_weights)
     assert hard.kl_nonparametric.mean().item() == pytest.approx(0.1, rel=1e-6)
     assert not hard.loss_temperature.requires_grad
     slope = temperature(exact.item())
     nonparametric_estep(q_values, slope, 0.1, uniform(6).double()).loss_temperature.backward()
     assert abs(slope.grad.item()) < 1e-9  # the learned temperature would stop there
-
-
-def test_the_soft_form_trains_no_temperature():
-    q_values = torch.randn(4, 3, requires_grad=True)
-    result = soft_estep(q_values, temperature(0.5))
-    assert result.loss_temperature.item() == 0.0
-    assert not result.loss_temperature.requires_grad
-    assert not result.normalized_weights.requires_grad
-    with pytest.raises(ValueError, match="q_values"):
-        soft_estep(torch.zeros(4), 1.0)

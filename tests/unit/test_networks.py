@@ -81,6 +81,24 @@ def test_many_actions_equal_one_at_a_time_whatever_the_chunks(chunk_rows, monkey
     assert not values.requires_grad
 
 
+@pytest.mark.parametrize("aggregate", ["min", "mean"])
+def test_values_and_distributions_come_from_one_pass_over_the_actions(aggregate, monkeypatch):
+    monkeypatch.setattr(networks, "CHUNK_ROWS", 2 * S)
+    ensemble = critics(aggregate=aggregate, head="c51", num_atoms=11)
+    observation, actions = torch.randn(S, O), torch.randn(N, S, A)
+    with torch.no_grad():
+        pmfs = torch.stack(
+            [torch.stack([m.outputs(observation, a).softmax(-1) for a in actions]).mean(0) for m in ensemble.members]
+        )
+    rows = []
+    ensemble.members[0].tail.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    values, pmf, atoms = ensemble.target_distribution(observation, actions)
+    assert sum(rows) == N * S
+    torch.testing.assert_close(values, ensemble.target_values(observation, actions))
+    chosen = pmfs[(pmfs @ atoms).argmin(0), torch.arange(S)] if aggregate == "min" else pmfs.mean(0)
+    torch.testing.assert_close(pmf, chosen)
+
+
 def test_the_inputs_are_left_alone():
     # Layers work in place where they can.
     ensemble, network = critics(), policy()
