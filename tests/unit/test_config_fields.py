@@ -55,7 +55,6 @@ OTHER_VALUES = {
     "learner__critic__value_bound": {"learner__critic__value_bound": 8.0},  # not below return_scale_bound
     "learner__mpo__variational": {"learner__mpo__variational": "parametric"},
     "learner__mpo__parametric_estimator": {"learner__mpo__parametric_estimator": "likelihood_ratio"},
-    "learner__mpo__parametric_estimator": {"learner__mpo__parametric_estimator": "likelihood_ratio"},
     "learner__mpo__mstep": {"learner__mpo__mstep": "single"},
     "learner__mpo__kl_form": {"learner__mpo__kl_form": "price"},
     "learner__policy__covariance": {"learner__policy__covariance": "full"},
@@ -83,7 +82,6 @@ NEEDS = {
     "learner__mpo__kl_form": {"learner__mpo__epsilon_stddev": MPOConfig().epsilon_stddev},
     "learner__critic__num_atoms": {"learner__critic__head": "hl_gauss"},
     "learner__learning_rate_end": {"learner__learning_rate_decay_steps": 20},
-    "learner__mpo__parametric_estimator": {"learner__mpo__variational": "parametric"},
     "learner__mpo__parametric_estimator": {"learner__mpo__variational": "parametric"},
     "learner__critic__value_bound": {"learner__critic__head": "hl_gauss"},
     "learner__sac__init_temperature": {"learner__algorithm": "sac", **NO_MPO},
