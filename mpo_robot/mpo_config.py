@@ -176,11 +176,10 @@ class LearnerConfig:
                 f"head: {self.critic.head} needs return_scale_bound, or its support of +-{self.critic.value_bound} has "
                 "no relation to the returns"
             )
-        if self.critic.head != "scalar" and (self.return_scale_bound or 0.0) > self.critic.largest_value:
+        if self.critic.head != "scalar" and (self.return_scale_bound or 0.0) > self.critic.value_bound:
             raise ValueError(
-                f"return_scale_bound {self.return_scale_bound} is above {self.critic.largest_value:.4g}, the largest "
-                f"value that {self.critic.num_atoms} atoms within +-{self.critic.value_bound} represent without bias: "
-                "raise critic.value_bound (or num_atoms)"
+                f"return_scale_bound {self.return_scale_bound} is above the critic's value_bound "
+                f"{self.critic.value_bound}: returns beyond the support would be cut off"
             )
         if not 0.0 < self.discount <= 1.0:
             raise ValueError(f"discount must be in (0, 1], got {self.discount}")

@@ -1,4 +1,4 @@
-"""What makes no sense in the settings of a training: it could learn nothing, or a setting would change nothing."""
+"""What makes no sense in the settings of a training: it learns nothing or too low values, a setting changes nothing."""
 
 from __future__ import annotations
 
@@ -190,6 +190,7 @@ def objections(training: TrainingConfig, learner: LearnerConfig, num_actions: in
     """
     yield from _no_learning(training, learner)
     yield from _no_bound(learner, num_actions)
+    yield from _biased_values(learner)
     for key, why in idle_settings(training, learner, num_actions is not None).items():
         yield f"{key} has no effect {why}; leave it out"
 
@@ -216,6 +217,16 @@ def _no_learning(training: TrainingConfig, learner: LearnerConfig) -> Iterator[s
         yield (
             f"nothing would be learnt: training.replay_capacity {training.replay_capacity} must be above "
             f"learner.sequence_length {learner.sequence_length}, or no sequence fits the replay"
+        )
+
+
+def _biased_values(learner: LearnerConfig) -> Iterator[str]:
+    critic, bound = learner.critic, learner.return_scale_bound
+    if critic.head != "scalar" and bound is not None and bound > critic.largest_value:
+        yield (
+            f"learner.return_scale_bound {bound} is above {critic.largest_value:.4g}, the largest value that "
+            f"{critic.num_atoms} atoms within +-{critic.value_bound} represent without bias: raise "
+            "learner.critic.value_bound (or num_atoms)"
         )
 
 

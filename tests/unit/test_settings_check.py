@@ -182,6 +182,16 @@ def test_the_largest_divergence_from_equal_weights_is_the_log_of_their_number():
     assert objections_to(4, categorical__epsilon=1.386) == []
 
 
+def test_a_categorical_critic_whose_support_ends_too_early_is_refused():
+    # 101 atoms within +-6 are 0.12 apart, and three of these spacings are needed beyond the bound.
+    for head in ("hl_gauss", "c51"):
+        returns = {} if head == "hl_gauss" else {"returns": "td_zero"}
+        assert objections_to(critic__head=head, return_scale_bound=5.6, **returns) == []
+        (found,) = objections_to(critic__head=head, return_scale_bound=5.7, **returns)
+        assert found.startswith("learner.return_scale_bound 5.7 is above 5.64")
+    assert "num_atoms" in objections_to(critic__head="hl_gauss", critic__num_atoms=11)[0]  # 1.2 apart
+
+
 SETTINGS = {
     "environment": {"task": "gymnasium:CartPole-v1"},
     "training": {"total_steps": 60, "warmup_steps": 20, "evaluation_episodes": 1, "replay_capacity": 200},
