@@ -10,15 +10,16 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 
-from mpo_robot.config import build, read_yaml
+from mpo_robot.config import build, differences, read_yaml
 from mpo_robot.mpo_config import LearnerConfig
 from mpo_robot.run_folder import RunFolder
+from mpo_robot.settings_check import idle_settings
+from mpo_robot.training_config import TrainingConfig
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -103,9 +104,12 @@ def plot(runs: list[dict[str, Any]]) -> None:
 
 
 def is_common(run: dict[str, Any]) -> bool:
-    """Whether the learner of a run had the default settings; compiling changes nothing but the speed."""
+    """Whether the learner of a run had the default settings, but for idle ones; compiling changes the speed only."""
     constant = {"learning_rate_decay_steps": None}  # until there was that setting; all others began as their default
-    return replace(build(LearnerConfig, constant | run["config"]["learner"]), compile=False) == LearnerConfig()
+    learner = build(LearnerConfig, constant | run["config"]["learner"])
+    idle = idle_settings(TrainingConfig(), learner, discrete=False)
+    changed = differences({"learner": LearnerConfig()}, {"learner": learner})
+    return set(changed) <= {*idle, "learner.compile"}
 
 
 def print_sample_table(runs: list[dict[str, Any]]) -> None:

@@ -50,7 +50,7 @@ class MPOConfig:
     num_samples: int = 6
     epsilon: float = 0.1
     epsilon_mean: float = 0.01
-    epsilon_stddev: float = 2e-5
+    epsilon_stddev: float = 5e-6
     variational: str = "nonparametric"
     parametric_estimator: str = "importance"
     mstep: str = "decoupled"
