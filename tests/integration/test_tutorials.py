@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def test_a_way_home_as_on_the_page_ends_when_it_is_stopped(workplace):
     page = (TUTORIALS / "own_robot.md").read_text(encoding="utf-8")
     (text,) = re.findall(r"### Stopped on the way\n.*?```python\n(.*?)```", page, re.DOTALL)
     scope = vars(__import__("pendulum"))
-    exec(f"class Homing(Pendulum):\n{text}", scope)
+    exec("class Homing(Pendulum):\n" + textwrap.indent(text, "    "), scope)
     robot, steps = scope["Homing"](), []
     robot.angle, robot.velocity, robot.time_ns = 0.0, 0.0, time.monotonic_ns()
     robot.is_home = lambda: len(steps) >= 5
