@@ -83,7 +83,8 @@ def test_real_time_pace_follows_the_clock(tmp_path: Path, policy: Path) -> None:
     assert code == 0
     records = [*log.records, *log.invalid_records]
     assert len(records) == 20
-    assert log.records[-1].monotonic_ns - log.records[0].monotonic_ns >= 180_000_000
+    times = [record.monotonic_ns for record in records]  # of unfit readings too: a busy machine makes some
+    assert max(times) - min(times) >= 180_000_000
 
 
 def test_pace_and_simulator_must_agree(tmp_path: Path, policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
