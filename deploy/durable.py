@@ -81,12 +81,21 @@ def sync_directory(directory: Path) -> None:
         _log.warning("directory %s could not be synced: %s", directory, error)
 
 
+def write_and_sync(descriptor: int, data: bytes) -> None:
+    """Write all of it where the open file stands, to the disk and not only to a cache.
+
+    Raises:
+        OSError: it may be there in part.
+    """
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+    os.fsync(descriptor)
+
+
 def _write(path: Path, data: bytes, flags: int, mode: int) -> None:
     descriptor = os.open(path, flags | os.O_CLOEXEC, mode)
     try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view) :]
-        os.fsync(descriptor)
+        write_and_sync(descriptor, data)
     finally:
         os.close(descriptor)

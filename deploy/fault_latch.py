@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from deploy.durable import replace_file, sync_directory
+from deploy.durable import replace_file, sync_directory, write_and_sync
 from mpo_robot.errors import MpoRobotError
 
 UNFINISHED = "unfinished"
@@ -62,9 +62,8 @@ class FaultLatch:
 
     def read(self) -> FaultRecord | None:
         """The fault that is in force, or None. A file that cannot be read counts as a fault: it was put there."""
-        for path in self._present():
-            return _read(path)
-        return None
+        present = self._present()
+        return _read(present[0]) if present else None
 
     @contextlib.contextmanager
     def guarding(self, robot: str) -> Generator[Callable[[], None], None, None]:
@@ -186,10 +185,8 @@ def _encode(record: FaultRecord) -> bytes:
 
 
 def _overwrite(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.pwrite(descriptor, view, len(data) - len(view)) :]
-    os.fsync(descriptor)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    write_and_sync(descriptor, data)
 
 
 def _is_held(path: Path) -> bool:

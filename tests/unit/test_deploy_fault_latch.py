@@ -103,16 +103,16 @@ def test_robot_in_use_is_neither_started_nor_rearmed_by_another_program(tmp_path
 
 
 def test_nothing_moves_if_the_file_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(descriptor: int, data: object, offset: int) -> int:
+    def full(descriptor: int, data: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "pwrite", full)
+    monkeypatch.setattr(os, "write", full)
     latch = FaultLatch(tmp_path / "arm.fault")
     with pytest.raises(RobotFaultError, match=r"No space left.*does not move"), latch.guarding("arm"):
         pass
     assert latch.read() is None, "nothing was left behind that would ask for a human"
     monkeypatch.undo()
     with latch.guarding("arm"):
-        monkeypatch.setattr(os, "pwrite", full)
+        monkeypatch.setattr(os, "write", full)
         assert "no start is allowed all the same" in latch.set("estop", "key")
     assert latch.read() is not None
