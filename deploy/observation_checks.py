@@ -13,17 +13,6 @@ from deploy.robot import Measurement
 from mpo_robot.errors import ConfigError
 from mpo_robot.specs import PolicySpec
 
-__all__ = [
-    "CheckMode",
-    "FrozenCheck",
-    "NonFiniteCheck",
-    "ObservationConfig",
-    "ObservationMonitor",
-    "OrderCheck",
-    "StaleCheck",
-    "Verdict",
-]
-
 _FAULTS = ("fault", "stop")
 
 

@@ -12,10 +12,11 @@ import pytest
 
 from deploy.action_source import Action
 from deploy.fallback import FallbackConfig, Rung
+from deploy.frozen_check import FrozenCheck
 from deploy.log_reader import read_log
 from deploy.log_writer import EpisodeLogWriter
 from deploy.loop_parts import EndReason, LoopConfig
-from deploy.observation_checks import FrozenCheck, ObservationConfig, OrderCheck
+from deploy.observation_checks import ObservationConfig, OrderCheck
 from deploy.robot import FloatArray, Measurement, RobotError
 from deploy.robot_state import State
 from deploy.safety import PositionLimit, Range, RateLimit, SafetyConfig, WatchedTerm

@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deploy.frozen_check import CheckMode, FrozenCheck
 from deploy.observation_checks import (
-    CheckMode,
-    FrozenCheck,
     NonFiniteCheck,
     ObservationConfig,
     ObservationMonitor,
