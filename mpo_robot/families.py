@@ -133,6 +133,6 @@ def parametric_update(
         values: [N, S] of the sampled actions.
     """
     bounds = parametric.Bounds(duals.alpha_mean, duals.alpha_stddev, mpo.epsilon_mean, mpo.epsilon_stddev)
-    estimator = "likelihood_ratio" if mpo.parametric_estimator == "likelihood_ratio" else "importance"
+    estimator: Any = mpo.parametric_estimator  # one of `parametric.Estimator`: MPOConfig allows no other
     step = family.parametric(online, target, sampled_from, noise, values, bounds, state_weights, estimator)
     return MStep(step.loss_policy, state_weights.new_zeros(()), step.penalty_mean, step.penalty_stddev)

@@ -131,6 +131,7 @@ class Learner(ContinuousActorCritic):
             mstep, loss_duals, estep = self._parametric_improvement(observation, online, target, state_weights)
         else:
             mstep, loss_duals, estep = self._expectation_maximization(online, target, state_weights)
+        loss_duals = loss_duals + mstep.penalty_mean.loss_alpha + mstep.penalty_stddev.loss_alpha
         loss_penalty = mstep.penalty_mean.loss_kl + mstep.penalty_stddev.loss_kl
         total = loss_critic + mstep.loss_policy_mean + mstep.loss_policy_stddev + loss_penalty + loss_duals
         return Losses(total, loss_critic, mstep, estep, online, target, state_weights)
@@ -138,7 +139,7 @@ class Learner(ContinuousActorCritic):
     def _expectation_maximization(
         self, online: Any, target: TargetPass, state_weights: Tensor
     ) -> tuple[MStep, Tensor, EStep]:
-        """M-step, sum of all dual losses, and E-step of the task objective."""
+        """M-step, sum of the temperatures' dual losses, and E-step of the task objective."""
         mpo, duals = self.config.mpo, self.duals
         cost = out_of_bounds_cost(target.actions) if mpo.action_penalization else None
         temperature, penalty_temperature = self._temperatures(target.q_values, cost, state_weights)
@@ -151,7 +152,7 @@ class Learner(ContinuousActorCritic):
             loss_duals = loss_duals + penalty.loss_temperature
         moments = weighted_moments(self._family, weights, target.noise, objectives, mpo.center_weights)
         mstep = policy_mstep(self._family, online, target.policy, moments, duals, mpo, state_weights)
-        return mstep, loss_duals + mstep.penalty_mean.loss_alpha + mstep.penalty_stddev.loss_alpha, estep
+        return mstep, loss_duals, estep
 
     def _parametric_improvement(
         self, observation: Tensor, online: Any, target: TargetPass, state_weights: Tensor
@@ -168,7 +169,7 @@ class Learner(ContinuousActorCritic):
         sample = (policy, target.noise, values)
         mstep = parametric_update(self._family, online, target.policy, *sample, self.duals, mpo, state_weights)
         no_estep = EStep(torch.full_like(values, 1.0 / len(values)), values.new_zeros(()))
-        return mstep, mstep.penalty_mean.loss_alpha + mstep.penalty_stddev.loss_alpha, no_estep
+        return mstep, no_estep.loss_temperature, no_estep
 
     def _temperatures(self, q_values: Tensor, cost: Tensor | None, state_weights: Tensor) -> tuple[Tensor, Tensor]:
         """Temperatures of the task objective and of the penalty; only learned ones take part in the dual loss.
