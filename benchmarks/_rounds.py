@@ -5,11 +5,26 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+
+class Way(NamedTuple):
+    """One of the ways that are compared.
+
+    Attributes:
+        call: Called with the number of the call.
+        server_pid: Process id of its server.
+        around: Makes the context in which each round is timed.
+    """
+
+    call: Callable[[int], Any]
+    server_pid: int
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
 @dataclass
@@ -40,15 +55,13 @@ def cpu_time_ns(pid: int) -> int:
         return 0
 
 
-def interleave(
-    ways: Mapping[str, tuple[Callable[[int], Any], int]], rounds: int, calls: int, warm_up: int
-) -> dict[str, Timings]:
+def interleave(ways: Mapping[str, Way], rounds: int, calls: int, warm_up: int) -> dict[str, Timings]:
     """Time `rounds` rounds, in each of which every way makes `warm_up` untimed and then `calls` timed calls.
 
     The order shifts by one way from round to round, so that none is always first or always behind the same one.
 
     Args:
-        ways: Name -> (function called with the number of the call, process id of its server).
+        ways: By name.
         rounds: At least 1.
         calls: Per round and way.
         warm_up: Untimed calls before them: caches and sleeping threads are those of this way by then.
@@ -58,12 +71,13 @@ def interleave(
     for number in range(rounds):
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
-            call, pid = ways[name]
-            _measure(call, pid, calls, warm_up, result[name])
+            with ways[name].around():
+                _measure(ways[name], calls, warm_up, result[name])
     return result
 
 
-def _measure(call: Callable[[int], Any], pid: int, calls: int, warm_up: int, into: Timings) -> None:
+def _measure(way: Way, calls: int, warm_up: int, into: Timings) -> None:
+    call, pid = way.call, way.server_pid
     for index in range(warm_up):
         call(index)
     times = np.empty(calls, np.int64)

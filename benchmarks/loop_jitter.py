@@ -1,7 +1,7 @@
 """How exactly the control loop keeps its rate, idle and under CPU load: jitter, latency, misses, and what was applied.
 
     python benchmarks/loop_jitter.py [--seconds 5] [--rates 50 200 500 1000] [--sources local server] [--loads 0 4]
-                                     [--priorities 0 50] [--output FILE]
+                                     [--priorities 0 50] [--awake] [--output FILE]
 
 A robot that costs nothing is driven in real time with logging on, by the policy in process and by `mpo-robot serve` in
 another process; idle and beside programs of this script that do nothing but compute; as a normal program and with
@@ -182,6 +182,7 @@ def measure(
     priority: int = 0,
     sources: Sequence[str] = SOURCES,
     loads: Sequence[int] = (0,),
+    awake: bool = False,
 ) -> list[Row]:
     """One row per rate, source of actions and load, times in microseconds.
 
@@ -192,8 +193,10 @@ def measure(
             there are no rows, and a line says why.
         sources: `local` acts in this process, `server` asks another one.
         loads: Numbers of busy programs beside them.
+        awake: Keep the CPUs from sleeping, from now on.
     """
-    if priority and (problems := use_real_time(RealTimeConfig(priority, lock_memory=True))):
+    wanted = RealTimeConfig(priority, lock_memory=priority > 0, keep_cpus_awake=awake)
+    if problems := use_real_time(wanted):
         print("skipped: " + "; ".join(problems))
         return []
     rows: list[Row] = []
@@ -202,7 +205,7 @@ def measure(
             for source in sources:
                 with tempfile.TemporaryDirectory() as folder:
                     row = run_source(source, rate, seconds, Path(folder), priority, load)
-                rows.append({"priority": priority, "load": load, **row})
+                rows.append({"priority": priority, "awake": awake, "load": load, **row})
     return rows
 
 
@@ -330,12 +333,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--priorities", type=int, nargs="+", default=[0, 50], metavar="P", help="0 normal, 1 to 99 real time"
     )
+    parser.add_argument("--awake", action="store_true", help="keep the CPUs from sleeping (keep_cpus_awake)")
     parser.add_argument("--output", type=Path, default=OUTPUT, help=f"JSON file (default {OUTPUT.relative_to(ROOT)})")
     options = parser.parse_args(arguments)
     rows: list[Row] = []
     machine: dict[str, Row] = {}
     for priority in sorted(options.priorities):  # a priority stays, so the normal one comes first
-        rows += measure(options.rates, options.seconds, priority, options.sources, options.loads)
+        rows += measure(options.rates, options.seconds, priority, options.sources, options.loads, options.awake)
         machine[str(priority)] = machine_gaps(options.seconds)
     result = judge(rows) | {"machine": machine}
     write_record(options.output, "loop_jitter", seconds=options.seconds, rows=rows, result=result)

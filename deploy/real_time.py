@@ -1,15 +1,23 @@
-"""What keeps other programs and the kernel's paging from delaying the control loop. Linux; each part may be refused."""
+"""What keeps other programs, the kernel's paging and sleeping CPUs from delaying the control loop.
+
+Linux; each part may be refused.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from deploy.timing import pin_thread, use_real_time_priority
 from mpo_robot.errors import ConfigError
 
 _MCL_CURRENT_AND_FUTURE = 1 | 2
+_CPU_LATENCY = Path("/dev/cpu_dma_latency")  # PM QoS: the request holds while the file is open
+_NO_LATENCY = bytes(4)  # 0 us, a 32-bit number
+
+_awake: dict[Path, int] = {}  # the open file
 
 
 @dataclass(frozen=True)
@@ -22,12 +30,15 @@ class RealTimeConfig:
         lock_memory: Keep all memory of the process in RAM (mlockall), so that no page must come from the disk.
         cpus: Numbers of the CPUs that the loop's thread may run on; empty: all. Helper threads (log, watchdog) stay
             off them as long as there are others. Best together with CPUs kept free (`isolcpus`).
+        keep_cpus_awake: While this process lives, idle CPUs of the machine wait busily instead of going to sleep: all
+            threads wake up sooner. Costs power and heat; not for a robot on a battery that idles a lot.
         required: Refuse to run if any of these is not permitted. Otherwise a line says so and the loop runs without.
     """
 
     priority: int = 0
     lock_memory: bool = False
     cpus: tuple[int, ...] = ()
+    keep_cpus_awake: bool = False
     required: bool = False
 
     def __post_init__(self) -> None:
@@ -54,13 +65,16 @@ def use_real_time(config: RealTimeConfig) -> list[str]:
         problems.append(lock_memory())
     if config.cpus:
         problems.append(pin_thread(config.cpus))
+    if config.keep_cpus_awake:
+        problems.append(keep_cpus_awake())
     if config.priority > 0:
         problems.append(use_real_time_priority(config.priority))
     problems = [problem for problem in problems if problem]
     if problems and config.required:
         raise ConfigError(
             "loop.real_time.required is set and not everything is permitted: " + "; ".join(problems) + ". Give the "
-            "process CAP_SYS_NICE and CAP_IPC_LOCK (or rtprio and memlock limits), or set required: false"
+            "process CAP_SYS_NICE and CAP_IPC_LOCK (or rtprio and memlock limits), for keep_cpus_awake write access to "
+            f"{_CPU_LATENCY}, or set required: false"
         )
     return problems
 
@@ -74,3 +88,29 @@ def lock_memory() -> str:
         return f"no permission to lock memory: {os.strerror(ctypes.get_errno())}; raise the memlock limit"
     except (OSError, AttributeError):
         return "this system cannot lock memory"
+
+
+def keep_cpus_awake() -> str:
+    """Keep idle CPUs of the machine from sleeping until this process ends, however it ends (Linux PM QoS).
+
+    Returns an empty text, or why it is not done.
+    """
+    if _CPU_LATENCY in _awake:
+        return ""
+    try:
+        file = os.open(_CPU_LATENCY, os.O_WRONLY | os.O_CLOEXEC)
+    except OSError as error:
+        return f"cannot keep the CPUs awake: {_CPU_LATENCY}: {error.strerror}"
+    try:
+        os.write(file, _NO_LATENCY)
+    except OSError as error:
+        os.close(file)
+        return f"cannot keep the CPUs awake: {_CPU_LATENCY}: {error.strerror}"
+    _awake[_CPU_LATENCY] = file
+    return ""
+
+
+def let_cpus_sleep() -> None:
+    """Take `keep_cpus_awake` back."""
+    if (file := _awake.pop(_CPU_LATENCY, None)) is not None:
+        os.close(file)

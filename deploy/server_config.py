@@ -26,6 +26,8 @@ class ServerConfig:
             programs do not delay answers; policies load at one less. 0 runs as a normal program.
         spin_s: Behind each action, busy-wait this long for the next message before sleeping until one comes: the answer
             is there sooner, and a core is busy while a robot asks that often. For real-time priority or a spare core.
+        keep_cpus_awake: While the server lives, idle CPUs of the machine wait busily instead of going to sleep: answers
+            are there a third sooner. Costs power and heat.
         max_rate_hz: Messages per second that one robot may send in the long run; a large one counts as several, and
             what is no action request as 25 or more. Further ones are dropped. 0 does not limit.
         rate_burst: Messages that it may send at once.
@@ -47,6 +49,7 @@ class ServerConfig:
     registry_poll_s: float = 0.5
     realtime_priority: int = 0
     spin_s: float = 0.0
+    keep_cpus_awake: bool = False
     max_rate_hz: float = 10_000.0
     rate_burst: int = 2_000
     approved_policies: Path | None = None

@@ -107,6 +107,7 @@ def _use_real_time(config: RobotConfig) -> None:
         print(f"note     {problem}")
     parts = [f"priority {wanted.priority}"] if wanted.priority else []
     parts += ["memory locked"] if wanted.lock_memory else []
+    parts += ["CPUs awake"] if wanted.keep_cpus_awake else []
     parts += [f"CPU {', '.join(map(str, wanted.cpus))}"] if wanted.cpus else []
     if parts and not problems:
         print(f"realtime {', '.join(parts)}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.dashboard.launcher import Dashboard
+from deploy.real_time import keep_cpus_awake
 from deploy.registry import PolicyRegistry
 from deploy.registry_import import import_policy, registry_directory
 from deploy.server import PolicyServer, ServerConfig
@@ -92,6 +93,8 @@ def _serve(registry: PolicyRegistry, config: ServerConfig, page: Dashboard | Non
     if config.realtime_priority:  # before the server's threads start, which inherit it
         problem = use_real_time_priority(config.realtime_priority)
         print(f"note: {problem}" if problem else f"real-time priority {config.realtime_priority}")
+    if config.keep_cpus_awake:
+        print(f"note: {problem}" if (problem := keep_cpus_awake()) else "CPUs are kept awake")
     with PolicyServer(registry, config) as server:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: server.stop())

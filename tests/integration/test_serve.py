@@ -89,6 +89,15 @@ def test_real_time_priority_is_taken_or_its_lack_is_said(policy):
             assert any(line.startswith("note: ") for line in server.output)
 
 
+def test_cpus_are_kept_awake_or_the_reason_is_said(policy):
+    with ServerProcess(policy, "keep_cpus_awake=true") as server:
+        if "CPUs are kept awake" in server.output:
+            files = [os.readlink(link) for link in Path(f"/proc/{server.process.pid}/fd").iterdir()]
+            assert "/dev/cpu_dma_latency" in files
+        else:
+            assert any("cannot keep the CPUs awake" in line for line in server.output)
+
+
 def test_every_config_file_is_valid():
     files = sorted(Path(__file__).parents[2].glob("configs/deploy/*.yaml"))
     assert files

@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks._peers import Packer, Policy, pack_array, require, unpack_array
-from benchmarks._rounds import Timings, compare, cpu_time_ns, interleave, summarize
+from benchmarks._rounds import Timings, Way, compare, cpu_time_ns, interleave, summarize
 from mpo_robot.errors import ConfigError
 from tests.support.onnx_files import small_spec, write_linear_policy
 
 
 def test_the_ways_take_turns_and_none_is_always_first() -> None:
     order: list[str] = []
-    ways = {name: (lambda index, name=name: order.append(f"{name}{index}"), os.getpid()) for name in "abc"}
+    ways = {name: Way(lambda index, name=name: order.append(f"{name}{index}"), os.getpid()) for name in "abc"}
     timings = interleave(ways, rounds=3, calls=2, warm_up=1)
     rounds = ["".join(order[start : start + 9]) for start in (0, 9, 18)]
     assert rounds == ["a0a0a1b0b0b1c0c0c1", "b0b0b1c0c0c1a0a0a1", "c0c0c1a0a0a1b0b0b1"]
     assert all(timings[name].calls_ns.shape == (6,) for name in "abc")  # the warm-up is not among them
+
+
+def test_each_round_is_timed_in_the_context_of_its_way() -> None:
+    seen: list[str] = []
+
+    @contextlib.contextmanager
+    def around() -> Iterator[None]:
+        seen.append("open")
+        yield
+        seen.append("close")
+
+    ways = {name: Way(lambda _, name=name: seen.append(name), os.getpid()) for name in "ab"}
+    ways["a"] = ways["a"]._replace(around=around)
+    interleave(ways, rounds=2, calls=1, warm_up=1)
+    assert seen == ["open", "a", "a", "close", "b", "b", "b", "b", "open", "a", "a", "close"]
 
 
 def test_percentiles_and_cpu_time_are_per_call() -> None:

@@ -3,12 +3,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from deploy import real_time, timing
 from deploy.loop_parts import LoopConfig
-from deploy.real_time import RealTimeConfig, lock_memory, use_real_time
+from deploy.real_time import RealTimeConfig, keep_cpus_awake, let_cpus_sleep, lock_memory, use_real_time
 from deploy.timing import give_way, pin_thread
 from mpo_robot.errors import ConfigError
 
@@ -74,6 +75,42 @@ def test_missing_permission_to_lock_memory_is_explained(monkeypatch: pytest.Monk
     monkeypatch.setattr(real_time.ctypes, "get_errno", lambda: 1)
     assert "no permission" in lock_memory()
     assert "memlock" in lock_memory()
+
+
+@pytest.fixture
+def latency_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stands for /dev/cpu_dma_latency."""
+    device = tmp_path / "cpu_dma_latency"
+    device.touch()
+    monkeypatch.setattr(real_time, "_CPU_LATENCY", device)
+    return device
+
+
+def is_open(path: Path) -> bool:
+    """Whether this process has the file open."""
+    return any(Path(link).resolve() == path for link in Path("/proc/self/fd").iterdir())
+
+
+def test_awake_cpus_are_asked_for_until_they_may_sleep(latency_device: Path) -> None:
+    assert use_real_time(RealTimeConfig(keep_cpus_awake=True, required=True)) == []
+    assert is_open(latency_device)
+    assert keep_cpus_awake() == ""  # once is enough
+    assert latency_device.read_bytes() == bytes(4)  # 0 us, as the kernel wants it
+    let_cpus_sleep()
+    assert not is_open(latency_device)
+    let_cpus_sleep()
+
+
+def test_cpus_that_cannot_be_kept_awake_are_explained(latency_device: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    latency_device.unlink()
+    assert str(latency_device) in keep_cpus_awake()
+    with pytest.raises(ConfigError, match="write access to"):
+        use_real_time(RealTimeConfig(keep_cpus_awake=True, required=True))
+    full = Path("/dev/full")
+    if full.exists():
+        monkeypatch.setattr(real_time, "_CPU_LATENCY", full)
+        assert "No space left" in keep_cpus_awake()
+        assert not is_open(full)
 
 
 def in_thread(work: Callable[[], None]) -> None:
