@@ -103,7 +103,7 @@ def test_motor_commands_five_times_as_fast_as_the_policy(
     spec = SimulatedRobot(build(SimulatedRobotConfig, options)).spec
     policy = write_linear_policy(tmp_path / "walker.onnx", spec, stddev=0.3)
     command = ["run-robot", "--config", str(walker), "--policy", str(policy), "--log-dir", str(tmp_path / "logs")]
-    settings = [f"loop.pace={pace}", "loop.command_rate=200", "loop.interpolation=linear", "loop.max_steps=20"]
+    settings = [f"loop.pace={pace}", "loop.command_rate=100", "loop.interpolation=linear", "loop.max_steps=20"]
     assert main([*command, "policy=local", "observation.stale.mode=off", *settings]) == 0
     output = capsys.readouterr().out
     assert "5 motor commands per action (linear)" in output
