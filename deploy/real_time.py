@@ -99,12 +99,12 @@ def keep_cpus_awake() -> str:
         return ""
     try:
         file = os.open(_CPU_LATENCY, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(file, _NO_LATENCY)
+        except OSError:
+            os.close(file)
+            raise
     except OSError as error:
-        return f"cannot keep the CPUs awake: {_CPU_LATENCY}: {error.strerror}"
-    try:
-        os.write(file, _NO_LATENCY)
-    except OSError as error:
-        os.close(file)
         return f"cannot keep the CPUs awake: {_CPU_LATENCY}: {error.strerror}"
     _awake[_CPU_LATENCY] = file
     return ""
