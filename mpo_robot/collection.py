@@ -15,9 +15,10 @@ import torch
 from mpo_robot.acting import SampledAction, uniform_action
 from mpo_robot.actor_critic import Actor
 from mpo_robot.checkpoint import bytes_from_tensor, bytes_to_tensor
-from mpo_robot.exploration import ColoredNoise
+from mpo_robot.exploration import EpisodeNoise
 from mpo_robot.normalization import ReturnScale, RunningNormalizer
 from mpo_robot.replay import SequenceReplay
+from mpo_robot.specs import PolicySpec
 from mpo_robot.training_config import TrainingConfig
 from mpo_robot.types import Environment, EnvironmentVector, FloatArray
 
@@ -40,19 +41,27 @@ class Shared:
     return_scale: ReturnScale | None
     rng: np.random.Generator
 
-    def choose(self, observation: FloatArray, noise: ColoredNoise) -> SampledAction:
+    def choose(self, observation: FloatArray, noise: EpisodeNoise) -> SampledAction:
         """The policy's action for a raw observation [O]."""
         seen = observation if self.normalizer is None else self.normalizer(observation)
-        return self.actor.sample(seen, noise.sample(self.rng))
+        scaled = noise.sample(self.rng)
+        action, log_prob = self.actor.sample(seen, scaled.noise)
+        return SampledAction(action, log_prob + scaled.log_prob_change)
+
+
+def make_noise(spec: PolicySpec, config: TrainingConfig) -> EpisodeNoise:
+    """Noise of one environment. That of discrete actions only picks among them: to scale it would have no meaning."""
+    scale_min = config.noise_scale_min if spec.num_actions is None else 1.0
+    return EpisodeNoise(spec.action_size, config.noise_color, scale_min)
 
 
 class Collector:
     """One environment; each step goes straight to the replay."""
 
-    def __init__(self, environment: Environment, shared: Shared, noise_color: float) -> None:
+    def __init__(self, environment: Environment, shared: Shared, config: TrainingConfig) -> None:
         self.environment = environment
         self.shared = shared
-        self.noise = ColoredNoise(environment.spec.action_size, noise_color)
+        self.noise = make_noise(environment.spec, config)
         self.observation: FloatArray | None = None
         self.episode_return = 0.0
         self.finished_returns: list[float] = []  # the trainer clears it
@@ -139,7 +148,7 @@ class Lane:
         piece: Transitions that wait for the replay.
     """
 
-    noise: ColoredNoise
+    noise: EpisodeNoise
     observation: FloatArray
     episode_return: float = 0.0
     discounted_return: float = 0.0
@@ -180,12 +189,12 @@ class Lane:
 class VectorCollector:
     """E environments, stepped together; a step of all counts as E."""
 
-    def __init__(self, environment: EnvironmentVector, shared: Shared, noise_color: float) -> None:
+    def __init__(self, environment: EnvironmentVector, shared: Shared, config: TrainingConfig) -> None:
         self.environment = environment
         self.shared = shared
         spec = environment.spec
         nothing = np.zeros(spec.observation_size, np.float32)
-        self.lanes = [Lane(ColoredNoise(spec.action_size, noise_color), nothing) for _ in range(len(environment))]
+        self.lanes = [Lane(make_noise(spec, config), nothing) for _ in range(len(environment))]
         self.started = False
         self.finished_returns: list[float] = []  # the trainer clears it
 
@@ -257,8 +266,8 @@ def make_collector(
 ) -> Collector | VectorCollector:
     """The collector of `config.environments` environments; `environment` is a vector if they are more than one."""
     if config.environments == 1:
-        return Collector(cast(Environment, environment), shared, config.noise_color)
-    return VectorCollector(cast(EnvironmentVector, environment), shared, config.noise_color)
+        return Collector(cast(Environment, environment), shared, config)
+    return VectorCollector(cast(EnvironmentVector, environment), shared, config)
 
 
 def _require_count(state: dict[str, Any], count: int) -> None:

@@ -1,13 +1,14 @@
-"""Standard-normal noise for exploration that is correlated in time.
+"""Noise of the behaviour policy: correlated in time (`ColoredNoise`), weaker in some episodes (`EpisodeNoise`).
 
-Each step's noise is N(0, 1) on its own, whatever the colour, and the behaviour log-probability that is stored is that
-of the policy's Gaussian. With white noise it is mu(a|s) exactly. With coloured noise it is the density without regard
-to the noise before, which the state has already seen: importance ratios are then approximate.
+Each step's noise is normal on its own, whatever the colour, and the behaviour log-probability that is stored is that of
+the Gaussian with the standard deviation of the episode. With white noise it is mu(a|s) exactly. With coloured noise it is
+the density without regard to the noise before, which the state has already seen: importance ratios are then approximate.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -69,3 +70,62 @@ class ColoredNoise:
         """Restore `state_dict` exactly."""
         self._noise = np.array(state["noise"], np.float32).reshape(-1, self.size)
         self._next = 0
+
+
+class ScaledNoise(NamedTuple):
+    """Noise [A] for a Gaussian policy, and what it changes in the log density of the action, nats."""
+
+    noise: FloatArray
+    log_prob_change: float
+
+
+class EpisodeNoise:
+    """Noise of one environment: standard normal times a factor that is drawn anew, from U[scale_min, 1], each episode.
+
+    The policy is trained to act with its noise and used without. Where noise is strong and the body falls (a humanoid)
+    the two visit different states, and the mean action would meet some that the replay has never seen. Episodes with
+    less noise bring them in (as FastTD3 does across its environments: Seo et al. 2025). With `scale_min` 1 the
+    behaviour policy is the policy itself.
+
+    Args:
+        size: A.
+        color: As in `ColoredNoise`.
+        scale_min: In (0, 1].
+    """
+
+    def __init__(self, size: int, color: float, scale_min: float = 1.0) -> None:
+        if not 0.0 < scale_min <= 1.0:
+            raise ValueError(f"scale_min must be in (0, 1], got {scale_min}")
+        self.colored = ColoredNoise(size, color)
+        self.scale_min = scale_min
+        self.scale: float | None = None if scale_min < 1.0 else 1.0
+
+    @property
+    def size(self) -> int:
+        """Independent dimensions."""
+        return self.colored.size
+
+    def start_episode(self) -> None:
+        """Independent noise, and a new factor with the next sample."""
+        self.colored.start_episode()
+        self.scale = None if self.scale_min < 1.0 else 1.0
+
+    def sample(self, rng: np.random.Generator) -> ScaledNoise:
+        """Noise of the next step. N(mean, (s * stddev)^2) has -log s - (z^2 - (s z)^2) / 2 more per dimension."""
+        if self.scale is None:
+            self.scale = float(rng.uniform(self.scale_min, 1.0))
+        noise = self.colored.sample(rng)
+        if self.scale == 1.0:
+            return ScaledNoise(noise, 0.0)
+        squared = float(noise @ noise)
+        change = 0.5 * (self.scale**2 - 1.0) * squared - self.size * math.log(self.scale)
+        return ScaledNoise(noise * np.float32(self.scale), change)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The present episode's."""
+        return self.colored.state_dict() | {"scale": self.scale}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict` exactly."""
+        self.colored.load_state_dict(state)
+        self.scale = state.get("scale", 1.0)  # earlier checkpoints have none

@@ -54,7 +54,7 @@ _PPO_TAKES = (
     "learner.critic.hidden_sizes",
     "learner.ppo",
 )
-_REPLAY = ("warmup_steps", "updates_per_step", "noise_color", "replay_capacity", "replay_bytes")
+_REPLAY = ("warmup_steps", "updates_per_step", "noise_color", "noise_scale_min", "replay_capacity", "replay_bytes")
 _GAUSSIAN = ("learner.policy.init_stddev", "learner.policy.min_stddev", "learner.policy.tanh_mean")
 
 # The first that fits a setting gives the reason.
@@ -95,6 +95,11 @@ IDLE = (
         ("learner.ddpg.num_samples",),
         lambda learner, discrete: learner.returns != "retrace",
         "without returns: retrace, which alone evaluates the exploring policy",
+    ),
+    Idle(
+        ("training.noise_scale_min",),
+        lambda learner, discrete: discrete,
+        "on discrete actions, whose noise only picks among them",
     ),
     Idle(
         (*_GAUSSIAN, "learner.policy.covariance"),

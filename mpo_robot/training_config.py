@@ -17,6 +17,8 @@ class TrainingConfig:
             is due in the middle of such a group of steps comes at its end.
         environment_threads: Threads that share the stepping of `environments`; more than 1 pays for heavy models only.
         noise_color: Exponent of the exploration noise's power spectrum: 0 white, 1 pink (correlated over the episode).
+        noise_scale_min: Each episode is acted with the policy's standard deviation times a factor from U[this, 1]: the
+            policy is used without noise, and the states of less noise should be in the replay. 1: always in full.
         replay_capacity: Rows of the replay ring.
         replay_bytes: Store observations as bytes, for tasks where they are whole numbers from 0 to 255 (Atari): 28 kB
             instead of 113 kB for four frames of 84 x 84, so a capacity of 100,000 takes 2.8 GB.
@@ -36,6 +38,7 @@ class TrainingConfig:
     environments: int = 1
     environment_threads: int = 1
     noise_color: float = 0.0
+    noise_scale_min: float = 1.0
     replay_capacity: int = 1_000_000
     replay_bytes: bool = False
     normalize_observations: bool = True
@@ -65,3 +68,5 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if not 0.0 <= self.noise_color <= 2.0:
             raise ValueError(f"noise_color must be in [0, 2], got {self.noise_color}")
+        if not 0.0 < self.noise_scale_min <= 1.0:
+            raise ValueError(f"noise_scale_min must be in (0, 1], got {self.noise_scale_min}")

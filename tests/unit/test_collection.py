@@ -108,7 +108,7 @@ def test_environments_differ_in_seeds_noise_and_actions(make_trainer):
     first = [environment.episodes[0] for environment in trainer.environment.environments]
     assert len({observations[0].tobytes() for observations, _ in first}) == COUNT
     assert len({steps[0][0].tobytes() for _, steps in first}) == COUNT
-    assert len({lane.noise._noise.tobytes() for lane in trainer.collector.lanes}) == COUNT
+    assert len({lane.noise.colored._noise.tobytes() for lane in trainer.collector.lanes}) == COUNT
 
 
 def test_normaliser_and_return_scale_see_every_state_and_reward_once(make_trainer):

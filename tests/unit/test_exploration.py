@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
+import torch
+from torch.distributions import Independent, MultivariateNormal, Normal
 
-from mpo_robot.exploration import ColoredNoise
+from mpo_robot.acting import NumpyActor
+from mpo_robot.collection import Shared, make_noise
+from mpo_robot.exploration import ColoredNoise, EpisodeNoise
+from mpo_robot.networks import GaussianPolicy, PolicyConfig
+from mpo_robot.specs import PolicySpec, TermSpec
+from mpo_robot.training_config import TrainingConfig
 
 
 def draw(noise, steps, seed=0):
@@ -67,3 +74,75 @@ def test_a_restored_state_continues_exactly(color):
 def test_bad_settings_are_refused(color, block):
     with pytest.raises(ValueError, match="need a block"):
         ColoredNoise(1, color, block)
+
+
+@pytest.mark.parametrize("color", [0.0, 1.0])
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_the_stored_density_is_that_of_the_weaker_noise(covariance, color):
+    torch.manual_seed(0)
+    policy = GaussianPolicy(4, 3, PolicyConfig(hidden_sizes=(8,), covariance=covariance))
+    with torch.no_grad():
+        policy.head.weight.mul_(100.0)
+    noise, rng = EpisodeNoise(3, color, 0.05), np.random.default_rng(1)
+    shared = Shared(NumpyActor(policy), None, None, None, rng)
+    scales = []
+    for _ in range(40):
+        noise.start_episode()
+        observation = rng.standard_normal(4).astype(np.float32)
+        action, log_prob = shared.choose(observation, noise)
+        scales.append(noise.scale)
+        output = policy(torch.from_numpy(observation)[None])
+        mean = output.mean[0].double()
+        if covariance == "full":
+            behavior = MultivariateNormal(mean, scale_tril=noise.scale * output.scale_tril[0].double())
+        else:
+            behavior = Independent(Normal(mean, noise.scale * output.stddev[0].double()), 1)
+        assert log_prob == pytest.approx(behavior.log_prob(torch.from_numpy(action).double()).item(), abs=2e-3)
+    assert 0.05 <= min(scales) < 0.2
+    assert 0.8 < max(scales) <= 1.0
+
+
+def test_the_factor_lasts_for_an_episode_and_is_uniform():
+    noise, rng, scales = EpisodeNoise(200, 0.0, 0.5), np.random.default_rng(0), []
+    for _ in range(300):
+        noise.start_episode()
+        samples = np.stack([noise.sample(rng).noise for _ in range(3)])
+        assert samples.dtype == np.float32
+        assert samples.std(axis=1) == pytest.approx(noise.scale, rel=0.3)
+        scales.append(noise.scale)
+    assert np.mean(scales) == pytest.approx(0.75, abs=0.03)
+    assert np.quantile(scales, [0.0, 1.0]) == pytest.approx([0.5, 1.0], abs=0.02)
+
+
+def test_without_a_smaller_factor_the_noise_is_the_coloured_one_itself():
+    noise, colored = EpisodeNoise(3, 1.0), ColoredNoise(3, 1.0)
+    rng, other = np.random.default_rng(0), np.random.default_rng(0)
+    for _ in range(5):
+        scaled = noise.sample(rng)
+        assert (scaled.noise == colored.sample(other)).all()
+        assert scaled.log_prob_change == 0.0
+
+
+def test_the_factor_of_the_episode_survives_a_checkpoint():
+    noise, rng = EpisodeNoise(3, 0.0, 0.1), np.random.default_rng(5)
+    noise.sample(rng)
+    copy = EpisodeNoise(3, 0.0, 0.1)
+    copy.load_state_dict(noise.state_dict())
+    assert copy.scale == noise.scale < 1.0
+    before_the_first_step = EpisodeNoise(3, 0.0, 0.1)
+    copy.load_state_dict(before_the_first_step.state_dict())
+    assert copy.scale is None
+
+
+def test_noise_that_picks_discrete_actions_is_never_scaled():
+    config = TrainingConfig(noise_scale_min=0.1)
+    discrete = PolicySpec((TermSpec("x", 2),), (TermSpec.discrete("choice", 3),), 0.1)
+    assert make_noise(discrete, config).scale_min == 1.0
+
+
+@pytest.mark.parametrize("scale_min", [0.0, -0.5, 1.5])
+def test_a_factor_outside_its_range_is_refused(scale_min):
+    with pytest.raises(ValueError, match=r"must be in \(0, 1\]"):
+        EpisodeNoise(1, 0.0, scale_min)
+    with pytest.raises(ValueError, match="noise_scale_min"):
+        TrainingConfig(noise_scale_min=scale_min)
