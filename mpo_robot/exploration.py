@@ -1,8 +1,8 @@
 """Noise of the behaviour policy: correlated in time (`ColoredNoise`), weaker in some episodes (`EpisodeNoise`).
 
 Each step's noise is normal on its own, whatever the colour, and the behaviour log-probability that is stored is that of
-the Gaussian with the standard deviation of the episode. With white noise it is mu(a|s) exactly. With coloured noise it is
-the density without regard to the noise before, which the state has already seen: importance ratios are then approximate.
+the Gaussian with the episode's standard deviation. With white noise that is mu(a|s) exactly. With coloured noise it is
+the density without regard to the noise before, which the state has already seen: ratios are then approximate.
 """
 
 from __future__ import annotations
