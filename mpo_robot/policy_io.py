@@ -1,4 +1,4 @@
-"""Load the newest policy of a run folder: of its training, or of what was learnt from real logs since."""
+"""Load a policy of a run folder: the newest (of its training, or of what was learnt from real logs), or the best."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import nn
 
 from mpo_robot.actor_critic import Actor
 from mpo_robot.baselines.ppo_network import PPOActor, PPONetwork
+from mpo_robot.best_policy import load_best_policy
 from mpo_robot.checkpoint import list_checkpoints, load_checkpoint
 from mpo_robot.learners import make_learner
 from mpo_robot.mpo_config import LearnerConfig
@@ -27,14 +28,19 @@ class LoadedPolicy(NamedTuple):
     origin: str = ""  # a sentence for people: which checkpoint this is, and which one it is preferred to
 
 
-def load_policy(folder: RunFolder, config: LearnerConfig) -> LoadedPolicy:
+def load_policy(folder: RunFolder, config: LearnerConfig, best: bool = False) -> LoadedPolicy:
     """The online policy of the newest checkpoint: what `learn` made of the training's newest, else that itself.
 
     What was learnt from an older training checkpoint than the newest is not used; `origin` says so.
 
+    Args:
+        best: The policy of the training's best evaluation instead.
+
     Raises:
         ConfigError: no run, no checkpoint, or an unreadable one.
     """
+    if best:
+        return _load_best_policy(folder, config)
     spec = folder.spec()
     state, replay_file = load_checkpoint(folder.checkpoints)
     passed_over = ""
@@ -47,6 +53,29 @@ def load_policy(folder: RunFolder, config: LearnerConfig) -> LoadedPolicy:
                 f". Not used: what was learnt from {learnt['real_steps']:,} real steps in {learnt_file.parent}: "
                 f"it began at training step {learnt['environment_steps']:,} and the run was trained on since"
             )
+    origin = (
+        f"policy of {replay_file.parent} (training step {state['environment_steps']:,}, "
+        f"{state.get('real_steps', 0):,} real steps){passed_over}"
+    )
+    return _loaded(folder, spec, config, state, origin)
+
+
+def _load_best_policy(folder: RunFolder, config: LearnerConfig) -> LoadedPolicy:
+    spec = folder.spec()
+    state = load_best_policy(folder.best_policy)
+    passed_over = ""
+    if list_checkpoints(folder.learn_checkpoints):
+        passed_over = f". Not used: what was learnt from real logs in {folder.learn_checkpoints}"
+    origin = (
+        f"best policy of the training, {folder.best_policy} (step {state['environment_steps']:,}, "
+        f"return {state['return_mean']:.1f} in the evaluation that chose it){passed_over}"
+    )
+    return _loaded(folder, spec, config, state, origin)
+
+
+def _loaded(
+    folder: RunFolder, spec: PolicySpec, config: LearnerConfig, state: dict[str, Any], origin: str
+) -> LoadedPolicy:
     policy, actor = _restore_policy(spec, config, state["learner"])
     normalizer = normalizer_from_state(state["normalizer"], spec.observation_size)
     training = {
@@ -55,10 +84,6 @@ def load_policy(folder: RunFolder, config: LearnerConfig) -> LoadedPolicy:
         "learner_steps": state["learner"]["learner_steps"],
         "real_steps": state.get("real_steps", 0),
     }
-    origin = (
-        f"policy of {replay_file.parent} (training step {training['environment_steps']:,}, "
-        f"{training['real_steps']:,} real steps){passed_over}"
-    )
     return LoadedPolicy(policy, normalizer, spec, training, actor, origin)
 
 

@@ -34,6 +34,7 @@ class RunFolder:
         self.metrics_file = self.path / "metrics.csv"
         self.evaluations_file = self.path / "evaluations.csv"
         self.checkpoints = self.path / "checkpoints"
+        self.best_policy = self.path / "best_policy.pt"
         self.policies = self.path / "policies"
         self.tensorboard = self.path / "tensorboard"
         self.learn_checkpoints = self.path / "learn" / "checkpoints"
@@ -55,7 +56,7 @@ class RunFolder:
         if self.holds_checkpoint:
             raise ConfigError(f"{self.path} already holds a run: use --resume to continue it, or another folder")
         self.path.mkdir(parents=True, exist_ok=True)
-        for remains in (self.metrics_file, self.evaluations_file):
+        for remains in (self.metrics_file, self.evaluations_file, self.best_policy):
             remains.unlink(missing_ok=True)
         shutil.rmtree(self.tensorboard, ignore_errors=True)
         write_atomically(self.spec_file, json.dumps(spec.to_dict(), indent=1))

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mpo_robot.best_policy import BestPolicy
 from mpo_robot.byte_replay import ByteReplay
 from mpo_robot.checkpoint import load_checkpoint, rng_from_json, rng_to_json, save_checkpoint
 from mpo_robot.collection import Shared, make_collector
@@ -101,6 +102,7 @@ class Trainer:
         metrics_log = CsvLog(self.folder.metrics_file, metric_columns(self.learner.metric_names), resume_step)
         evaluations_log = CsvLog(self.folder.evaluations_file, EVALUATION_COLUMNS, resume_step)
         writer = MetricsWriter(metrics_log, evaluations_log, self.folder.tensorboard, resume_step)
+        best_policy = BestPolicy(self.folder.best_policy)
         if not self.collector.started:
             self.collector.start(self.seed)
         last_saved, last_saved_at = self.environment_steps, time.monotonic()
@@ -119,6 +121,7 @@ class Trainer:
                 if self._evaluation_is_due():
                     result = self.evaluate()
                     writer.evaluation(self._counters() | result.summary())
+                    best_policy.offer(result, self.environment_steps, self._policy_state)
                     if on_evaluation is not None:
                         on_evaluation(self.environment_steps, result)
                 if self._checkpoint_is_due(last_saved_at):
@@ -218,11 +221,15 @@ class Trainer:
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ConfigError(f"the checkpoint of {self.folder.path} does not fit the settings: {error}") from error
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything but the replay's rows."""
+    def _policy_state(self) -> dict[str, Any]:
         return {
             "learner": self.learner.state_dict(),
             "normalizer": None if self.normalizer is None else self.normalizer.state_dict(),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the replay's rows."""
+        return self._policy_state() | {
             "return_scale": None if self.return_scale is None else self.return_scale.state_dict(),
             "rng": rng_to_json(self.rng),
             "environment_steps": self.environment_steps,

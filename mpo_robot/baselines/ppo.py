@@ -24,6 +24,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from mpo_robot.baselines.config import PPOConfig
 from mpo_robot.baselines.gymnasium_adapter import GymnasiumAdapter
 from mpo_robot.baselines.ppo_network import PPOActor, PPONetwork
+from mpo_robot.best_policy import BestPolicy
 from mpo_robot.checkpoint import bytes_from_tensor, bytes_to_tensor, load_checkpoint, save_checkpoint
 from mpo_robot.errors import ConfigError
 from mpo_robot.evaluation import Evaluation, evaluate
@@ -118,6 +119,7 @@ class PPOTrainer(BaseCallback):
             self.folder.tensorboard,
             resume_step,
         )
+        self._best_policy = BestPolicy(self.folder.best_policy)
         self._speed_mark = (time.monotonic(), self.environment_steps)
         remaining = math.ceil((self.config.total_steps - self.environment_steps) / self._action_repeat)
         try:
@@ -163,6 +165,7 @@ class PPOTrainer(BaseCallback):
         if step % self.config.evaluation_period < self._action_repeat or step >= total:
             result = self.evaluate()
             self._writer.evaluation(self._counters() | result.summary())
+            self._best_policy.offer(result, step, self._policy_state)
             if self._on_evaluation is not None:
                 self._on_evaluation(step, result)
 
@@ -181,13 +184,9 @@ class PPOTrainer(BaseCallback):
             self.adapter.finished_returns.clear()
         self._writer.metrics(row)
 
-    def save(self) -> None:
-        """Write a checkpoint, between two rollouts."""
+    def _policy_state(self) -> dict[str, Any]:
         ppo = self.ppo
-        numpy_rng = np.random.get_state(legacy=False)
-        numpy_rng["state"]["key"] = numpy_rng["state"]["key"].tolist()
-        continues = ppo._last_obs is not None
-        state = {
+        return {
             "learner": {
                 "network": self.network.state_dict(),
                 "policy": ppo.policy.state_dict(),
@@ -195,6 +194,15 @@ class PPOTrainer(BaseCallback):
                 "learner_steps": ppo._n_updates,
             },
             "normalizer": None if self.normalizer is None else self.normalizer.state_dict(),
+        }
+
+    def save(self) -> None:
+        """Write a checkpoint, between two rollouts."""
+        ppo = self.ppo
+        numpy_rng = np.random.get_state(legacy=False)
+        numpy_rng["state"]["key"] = numpy_rng["state"]["key"].tolist()
+        continues = ppo._last_obs is not None
+        state = self._policy_state() | {
             "return_scale": None if self.return_scale is None else self.return_scale.state_dict(),
             "torch_rng": torch.get_rng_state(),
             "numpy_rng": json.dumps(numpy_rng),

@@ -22,6 +22,8 @@ from mpo_robot.types import FloatArray
 from sim.config import EnvironmentConfig
 from sim.make import make_environment
 
+UNSEEN_SEEDS = 1_000_000  # added to the seeds of evaluations while training, which chose the best policy
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
@@ -31,10 +33,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN|POLICY.onnx",
         help="run folder (what `learn` made of it comes first) or exported policy",
     )
+    parser.add_argument(
+        "--best",
+        action="store_true",
+        help="of a run: the policy of its best evaluation, on other start states than those that chose it",
+    )
     parser.add_argument("--episodes", type=int, default=10)
     parser.add_argument("--task", help="task to roll out in (default: the task it was trained on)")
     parser.add_argument("--randomization", type=Path, help="YAML file of a randomisation to evaluate under")
-    parser.add_argument("--seed", type=int, default=EVALUATION_SEED, help="seed of the first episode")
+    parser.add_argument(
+        "--seed", type=int, help="seed of the first episode (default: as in training; with --best another)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -42,9 +51,12 @@ def run(args: argparse.Namespace) -> int:
     """Execute the command."""
     if args.episodes < 1:
         raise ConfigError(f"--episodes must be at least 1, got {args.episodes}")
-    if args.seed < 0:
-        raise ConfigError(f"--seed must not be negative, got {args.seed}")
-    act, spec, environment_config = _load(args.policy)
+    seed = args.seed
+    if seed is None:
+        seed = EVALUATION_SEED + (UNSEEN_SEEDS if args.best else 0)
+    if seed < 0:
+        raise ConfigError(f"--seed must not be negative, got {seed}")
+    act, spec, environment_config = _load(args.policy, args.best)
     if args.task:
         environment_config = EnvironmentConfig(task=args.task)
     if environment_config is None:
@@ -54,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         environment_config = replace(environment_config, randomization=str(args.randomization))
     environment = make_environment(environment_config)
     spec.require_same(environment.spec, "the policy", task)
-    result = evaluate(environment, act, args.episodes, args.seed)
+    result = evaluate(environment, act, args.episodes, seed)
     environment.close()
     summary = result.summary() | {"length_mean": float(result.lengths.mean()), "task": task}
     if args.json:
@@ -68,13 +80,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _load(path: Path) -> tuple[Callable[[FloatArray], FloatArray], PolicySpec, EnvironmentConfig | None]:
+def _load(path: Path, best: bool) -> tuple[Callable[[FloatArray], FloatArray], PolicySpec, EnvironmentConfig | None]:
     """Function of the mean (or most probable) action, spec and nominal training environment of a run or ONNX file."""
     if path.is_dir():
         folder = RunFolder(path)
         folder.require()
         config = load_run_config(folder.config_file)
-        loaded = load_policy(folder, config.learner)
+        loaded = load_policy(folder, config.learner, best)
         print(f"Evaluating the {loaded.origin}", file=sys.stderr)
         actor, normalizer = loaded.actor, loaded.normalizer
 
@@ -82,6 +94,8 @@ def _load(path: Path) -> tuple[Callable[[FloatArray], FloatArray], PolicySpec, E
             return actor.distribution(observation if normalizer is None else normalizer(observation))[0]
 
         return act, loaded.spec, config.nominal_environment()
+    if best:
+        raise ConfigError(f"--best chooses among the policies of a run folder, and {path} is a file: leave it out")
     policy = open_policy(path)
     trained_in = policy.metadata.get("training", {}).get("environment")
 

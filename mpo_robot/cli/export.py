@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run_folder", type=Path, metavar="RUN", help="run folder; what `learn` made of it in RUN/learn comes first"
     )
+    parser.add_argument("--best", action="store_true", help="the policy of the training's best evaluation instead")
     parser.add_argument("-o", "--output", type=Path, default=Path("policy.onnx"), help="file to write")
 
 
@@ -24,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     folder = RunFolder(args.run_folder)
     folder.require()
     config = load_run_config(folder.config_file)
-    loaded = load_policy(folder, config.learner)
+    loaded = load_policy(folder, config.learner, args.best)
     print(f"Exporting the {loaded.origin}")
     training = training_record(config, loaded.training)
     parity = export_policy(loaded.policy, loaded.normalizer, loaded.spec, args.output, training)

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from mpo_robot.cli.main import main
+from mpo_robot.trainer import EVALUATION_SEED
 
 CONFIG = """
 environment: {task: 'dm_control:cartpole-swingup', time_limit_s: 0.5}
@@ -71,6 +72,16 @@ def test_the_other_commands_work_with_the_run(algorithm, tmp_path, capsys):
         returns.append(json.loads(capsys.readouterr().out)["return_mean"])
     assert returns[0] == pytest.approx(returns[1], rel=1e-4)
     assert returns[0] == pytest.approx(float(rows(run / "evaluations.csv")[-1]["return_mean"]), rel=1e-4)
+    best = ["evaluate", str(run), "--best", "--episodes", "1", "--json"]
+    highest = max(float(row["return_mean"]) for row in rows(run / "evaluations.csv"))
+    assert main([*best, "--seed", str(EVALUATION_SEED)]) == 0
+    assert json.loads(capsys.readouterr().out)["return_mean"] == pytest.approx(highest, rel=1e-4)
+    assert main(best) == 0  # other start states
+    assert json.loads(capsys.readouterr().out)["return_mean"] != pytest.approx(highest, rel=1e-4)
+    assert main(["export", str(run), "--best", "-o", str(tmp_path / "best.onnx")]) == 0
+    assert "Exporting the best policy of the training" in capsys.readouterr().out
+    assert main(["evaluate", str(policy), "--best"]) == 2
+    assert "leave it out" in capsys.readouterr().err
     assert main(["inspect", str(policy), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["distribution"] == ("none" if algorithm == "sac" else "gaussian")
     assert main(["inspect", str(run)]) == 0

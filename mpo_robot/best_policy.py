@@ -1,0 +1,64 @@
+"""The best policy of a training, kept beside its checkpoints: returns go down as well as up."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mpo_robot.errors import ConfigError
+from mpo_robot.evaluation import Evaluation
+
+_log = logging.getLogger(__name__)
+
+
+class BestPolicy:
+    """Keeps, in one file, the policy whose evaluation had the highest mean return so far.
+
+    The file says itself how good its policy was, so that a resumed training goes on from it. That return is a maximum
+    over evaluations of few episodes, all with the same start states: too high an estimate. For an honest one evaluate
+    the policy again, with other seeds.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.return_mean = -float("inf")
+        if path.exists():
+            try:
+                self.return_mean = float(load_best_policy(path)["return_mean"])
+            except ConfigError as error:
+                _log.warning("%s; the next evaluation replaces it", error)
+
+    def offer(self, evaluation: Evaluation, environment_steps: int, state: Callable[[], dict[str, Any]]) -> None:
+        """Keep the policy of `state()` (its `learner` and `normalizer`) if this evaluation is the best so far."""
+        return_mean = float(evaluation.returns.mean())
+        if not return_mean > self.return_mean:
+            return
+        kept = {"environment_steps": environment_steps, "return_mean": return_mean, **state()}
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        with temporary.open("wb") as stream:
+            torch.save(kept, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, self.path)
+        self.return_mean = return_mean
+
+
+def load_best_policy(path: Path) -> dict[str, Any]:
+    """What `BestPolicy` kept: `learner`, `normalizer`, `environment_steps` and `return_mean`.
+
+    Raises:
+        ConfigError: there is none, or it is damaged.
+    """
+    if not path.exists():
+        raise ConfigError(f"no {path}: the run was not evaluated yet, or is older than this file's invention")
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+    except Exception as error:  # torch raises many types for a damaged file
+        problem = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"cannot read the best policy, {path}: {problem}") from error
+    return state
