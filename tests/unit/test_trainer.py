@@ -96,7 +96,7 @@ def test_the_replay_holds_what_happened(make_trainer):
 
 
 def test_warm_up_is_uniform_and_later_actions_are_the_policys_with_their_log_density(make_trainer):
-    trainer = make_trainer(change(CONFIG, learning_rate_policy=1e-12), total_steps=30)
+    trainer = make_trainer(change(CONFIG, learning_rate_policy=1e-12), total_steps=30, noise_scale_min=1.0)
     trainer.run()
     rows = trainer.replay._rows[: len(trainer.replay)]
     rows = rows[rows[:, 9] == 1.0]
