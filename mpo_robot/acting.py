@@ -80,9 +80,10 @@ class NumpyActor:
         scale_tril[self._below] = output[2 * self._size :]
         return mean, scale_tril
 
-    def sample(self, observation: FloatArray, noise: FloatArray) -> SampledAction:
-        """Action of standard-normal `noise` [A] and its exact log density."""
+    def sample(self, observation: FloatArray, noise: FloatArray, noise_scale: float = 1.0) -> SampledAction:
+        """Action of standard-normal `noise` [A] and its exact log density, with `noise_scale` times the stddev."""
         mean, scale = self._parameters(observation)
+        scale = scale * np.float32(noise_scale)
         offset = scale * noise if scale.ndim == 1 else scale @ noise
         action = (mean + offset).astype(np.float32, copy=False)
         difference = action.astype(np.float64) - mean  # of the action as it was rounded

@@ -55,8 +55,11 @@ class Actor(Protocol):
         """The action [A] of evaluations (mean or most probable), and what else describes the policy there."""
         ...
 
-    def sample(self, observation: FloatArray, noise: FloatArray) -> SampledAction:
-        """Action made of standard-normal `noise` [A], as the replay stores it, and its exact log density in nats."""
+    def sample(self, observation: FloatArray, noise: FloatArray, noise_scale: float = 1.0) -> SampledAction:
+        """Action made of standard-normal `noise` [A], as the replay stores it, and its exact log density in nats.
+
+        `noise_scale` multiplies the standard deviation.
+        """
         ...
 
 

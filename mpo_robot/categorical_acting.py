@@ -37,12 +37,13 @@ class CategoricalActor:
         log_probs = self.log_probs(observation)
         return np.array([log_probs.argmax()], np.float32), log_probs
 
-    def sample(self, observation: FloatArray, noise: FloatArray) -> SampledAction:
+    def sample(self, observation: FloatArray, noise: FloatArray, noise_scale: float = 1.0) -> SampledAction:
         """Action of standard-normal `noise` [1], and its exact log-probability.
 
         The noise becomes uniform by its own distribution function, and an action by the policy's inverse. So noise that
-        is correlated in time gives actions that are, each with the policy's probabilities.
+        is correlated in time gives actions that are, each with the policy's probabilities; to scale it has no meaning.
         """
+        assert noise_scale == 1.0
         log_probs = self.log_probs(observation)
         uniform = 0.5 * math.erfc(-float(noise[0]) / math.sqrt(2.0))
         index = int(np.searchsorted(np.cumsum(np.exp(log_probs)), uniform, side="right"))

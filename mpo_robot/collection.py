@@ -44,9 +44,7 @@ class Shared:
     def choose(self, observation: FloatArray, noise: EpisodeNoise) -> SampledAction:
         """The policy's action for a raw observation [O]."""
         seen = observation if self.normalizer is None else self.normalizer(observation)
-        scaled = noise.sample(self.rng)
-        action, log_prob = self.actor.sample(seen, scaled.noise)
-        return SampledAction(action, log_prob + scaled.log_prob_change)
+        return self.actor.sample(seen, *noise.sample(self.rng))
 
 
 def make_noise(spec: PolicySpec, config: TrainingConfig) -> EpisodeNoise:

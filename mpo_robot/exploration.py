@@ -7,8 +7,7 @@ the density without regard to the noise before, which the state has already seen
 
 from __future__ import annotations
 
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -72,15 +71,8 @@ class ColoredNoise:
         self._next = 0
 
 
-class ScaledNoise(NamedTuple):
-    """Noise [A] for a Gaussian policy, and what it changes in the log density of the action, nats."""
-
-    noise: FloatArray
-    log_prob_change: float
-
-
 class EpisodeNoise:
-    """Noise of one environment: standard normal times a factor that is drawn anew, from U[scale_min, 1], each episode.
+    """Noise of one environment, and a factor of the policy's stddev that each episode draws anew from U[scale_min, 1].
 
     The policy is trained to act with its noise and used without. Where noise is strong and the body falls (a humanoid)
     the two visit different states, and the mean action would meet some that the replay has never seen. Episodes with
@@ -110,16 +102,11 @@ class EpisodeNoise:
         self.colored.start_episode()
         self.scale = None if self.scale_min < 1.0 else 1.0
 
-    def sample(self, rng: np.random.Generator) -> ScaledNoise:
-        """Noise of the next step. N(mean, (s * stddev)^2) has -log s - (z^2 - (s z)^2) / 2 more per dimension."""
+    def sample(self, rng: np.random.Generator) -> tuple[FloatArray, float]:
+        """Noise of the next step, and the factor of the policy's standard deviation."""
         if self.scale is None:
             self.scale = float(rng.uniform(self.scale_min, 1.0))
-        noise = self.colored.sample(rng)
-        if self.scale == 1.0:
-            return ScaledNoise(noise, 0.0)
-        squared = float(noise @ noise)
-        change = 0.5 * (self.scale**2 - 1.0) * squared - self.size * math.log(self.scale)
-        return ScaledNoise(noise * np.float32(self.scale), change)
+        return self.colored.sample(rng), self.scale
 
     def state_dict(self) -> dict[str, Any]:
         """The present episode's."""

@@ -84,6 +84,8 @@ def _loaded(
         "learner_steps": state["learner"]["learner_steps"],
         "real_steps": state.get("real_steps", 0),
     }
+    if "return_mean" in state:
+        training["best_return"] = state["return_mean"]
     return LoadedPolicy(policy, normalizer, spec, training, actor, origin)
 
 

@@ -53,9 +53,10 @@ class PPOActor:
         mean, stddev = self._network.mean_and_stddev(torch.from_numpy(observation).unsqueeze(0))
         return mean[0].numpy(), stddev[0].numpy()
 
-    def sample(self, observation: FloatArray, noise: FloatArray) -> SampledAction:
+    def sample(self, observation: FloatArray, noise: FloatArray, noise_scale: float = 1.0) -> SampledAction:
         """Action of standard-normal `noise` [A] and its exact log density."""
         mean, stddev = self.distribution(observation)
+        stddev = stddev * np.float32(noise_scale)
         action = (mean + stddev * noise).astype(np.float32, copy=False)
         density = log_prob(*(torch.from_numpy(item).double() for item in (mean, stddev, action)))
         return SampledAction(action, float(density))

@@ -67,9 +67,13 @@ class SquashedActor:
         action = np.tanh(mean)
         return action, stddev * (np.float32(1.0) - np.square(action))
 
-    def sample(self, observation: FloatArray, noise: FloatArray) -> SampledAction:
-        """tanh(mean + stddev noise) and the log density of exactly the float32 numbers that are returned."""
+    def sample(self, observation: FloatArray, noise: FloatArray, noise_scale: float = 1.0) -> SampledAction:
+        """tanh(mean + stddev noise) and the log density of exactly the float32 numbers that are returned.
+
+        `noise_scale` multiplies the stddev.
+        """
         mean, stddev = self._gaussian.distribution(observation)
+        stddev = stddev * np.float32(noise_scale)
         limit = np.float32(LARGEST_ACTION)
         action = np.clip(np.tanh(mean + stddev * noise), -limit, limit).astype(np.float32, copy=False)
         exact = action.astype(np.float64)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from deploy.categorical_policy import OnnxCategoricalPolicy, open_policy
 from mpo_robot.cli.settings import load_run_config
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", help="task to roll out in (default: the task it was trained on)")
     parser.add_argument("--randomization", type=Path, help="YAML file of a randomisation to evaluate under")
     parser.add_argument(
-        "--seed", type=int, help="seed of the first episode (default: as in training; with --best another)"
+        "--seed", type=int, help="seed of the first episode (default: as in training; of a best policy another)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -51,12 +52,12 @@ def run(args: argparse.Namespace) -> int:
     """Execute the command."""
     if args.episodes < 1:
         raise ConfigError(f"--episodes must be at least 1, got {args.episodes}")
+    if args.seed is not None and args.seed < 0:
+        raise ConfigError(f"--seed must not be negative, got {args.seed}")
+    act, spec, environment_config, was_chosen = _load(args.policy, args.best)
     seed = args.seed
     if seed is None:
-        seed = EVALUATION_SEED + (UNSEEN_SEEDS if args.best else 0)
-    if seed < 0:
-        raise ConfigError(f"--seed must not be negative, got {seed}")
-    act, spec, environment_config = _load(args.policy, args.best)
+        seed = EVALUATION_SEED + (UNSEEN_SEEDS if was_chosen else 0)
     if args.task:
         environment_config = EnvironmentConfig(task=args.task)
     if environment_config is None:
@@ -80,8 +81,23 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _load(path: Path, best: bool) -> tuple[Callable[[FloatArray], FloatArray], PolicySpec, EnvironmentConfig | None]:
-    """Function of the mean (or most probable) action, spec and nominal training environment of a run or ONNX file."""
+class Loaded(NamedTuple):
+    """What is rolled out.
+
+    Attributes:
+        act: Function of the mean, or most probable, action.
+        spec: Its interface.
+        environment: Nominal environment of its training, if known.
+        was_chosen: Whether it is a training's best policy, chosen by the start states of the evaluations there.
+    """
+
+    act: Callable[[FloatArray], FloatArray]
+    spec: PolicySpec
+    environment: EnvironmentConfig | None
+    was_chosen: bool
+
+
+def _load(path: Path, best: bool) -> Loaded:
     if path.is_dir():
         folder = RunFolder(path)
         folder.require()
@@ -93,19 +109,17 @@ def _load(path: Path, best: bool) -> tuple[Callable[[FloatArray], FloatArray], P
         def act(observation: FloatArray) -> FloatArray:
             return actor.distribution(observation if normalizer is None else normalizer(observation))[0]
 
-        return act, loaded.spec, config.nominal_environment()
-    if best:
+        return Loaded(act, loaded.spec, config.nominal_environment(), best)
+    if best and path.exists():
         raise ConfigError(f"--best chooses among the policies of a run folder, and {path} is a file: leave it out")
     policy = open_policy(path)
-    trained_in = policy.metadata.get("training", {}).get("environment")
+    training = policy.metadata.get("training", {})
+    trained_in = training.get("environment")
 
     def act_on_file(observation: FloatArray) -> FloatArray:
         if isinstance(policy, OnnxCategoricalPolicy):
             return policy.best_action(observation)
         return policy.act(observation, stochastic=False).action
 
-    return (
-        act_on_file,
-        policy.spec,
-        None if trained_in is None else build(EnvironmentConfig, trained_in, "training.environment."),
-    )
+    environment = None if trained_in is None else build(EnvironmentConfig, trained_in, "training.environment.")
+    return Loaded(act_on_file, policy.spec, environment, "best_return" in training)

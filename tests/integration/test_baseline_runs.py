@@ -77,9 +77,15 @@ def test_the_other_commands_work_with_the_run(algorithm, tmp_path, capsys):
     assert main([*best, "--seed", str(EVALUATION_SEED)]) == 0
     assert json.loads(capsys.readouterr().out)["return_mean"] == pytest.approx(highest, rel=1e-4)
     assert main(best) == 0  # other start states
-    assert json.loads(capsys.readouterr().out)["return_mean"] != pytest.approx(highest, rel=1e-4)
+    seen_by_best = capsys.readouterr().out
+    assert json.loads(seen_by_best)["return_mean"] != pytest.approx(highest, rel=1e-4)
     assert main(["export", str(run), "--best", "-o", str(tmp_path / "best.onnx")]) == 0
     assert "Exporting the best policy of the training" in capsys.readouterr().out
+    unseen = float(json.loads(seen_by_best)["return_mean"])
+    assert main(["evaluate", str(tmp_path / "best.onnx"), "--episodes", "1", "--json"]) == 0  # the file says it, too
+    assert json.loads(capsys.readouterr().out)["return_mean"] == pytest.approx(unseen, rel=1e-4)
+    assert main(["evaluate", str(tmp_path / "typo"), "--best"]) == 2
+    assert "leave it out" not in capsys.readouterr().err
     assert main(["evaluate", str(policy), "--best"]) == 2
     assert "leave it out" in capsys.readouterr().err
     assert main(["inspect", str(policy), "--json"]) == 0

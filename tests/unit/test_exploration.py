@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 from mpo_robot.acting import NumpyActor
+from mpo_robot.baselines.sac import SquashedActor
 from mpo_robot.collection import Shared, make_noise
 from mpo_robot.exploration import ColoredNoise, EpisodeNoise
 from mpo_robot.networks import GaussianPolicy, PolicyConfig
@@ -97,19 +99,34 @@ def test_the_stored_density_is_that_of_the_weaker_noise(covariance, color):
             behavior = MultivariateNormal(mean, scale_tril=noise.scale * output.scale_tril[0].double())
         else:
             behavior = Independent(Normal(mean, noise.scale * output.stddev[0].double()), 1)
-        assert log_prob == pytest.approx(behavior.log_prob(torch.from_numpy(action).double()).item(), abs=2e-3)
+        assert log_prob == pytest.approx(behavior.log_prob(torch.from_numpy(action).double()).item(), abs=1e-3)
     assert 0.05 <= min(scales) < 0.2
     assert 0.8 < max(scales) <= 1.0
+
+
+def test_a_squashed_action_at_its_limit_has_the_density_of_the_weaker_noise_too():
+    policy = GaussianPolicy(2, 3, PolicyConfig(hidden_sizes=(8,)))
+    with torch.no_grad():
+        policy.head.weight.zero_()
+        policy.head.bias[:3] = torch.tensor([0.5, 7.0, 9.0])  # tanh of the last two rounds to about 1
+    actor, rng = SquashedActor(policy), np.random.default_rng(0)
+    stddev = policy(torch.zeros(1, 2)).stddev[0].detach().double().numpy()
+    for _ in range(50):
+        action, log_prob = actor.sample(np.zeros(2, np.float32), rng.standard_normal(3).astype(np.float32), 0.3)
+        exact = action.astype(np.float64)
+        density = scipy.stats.norm.logpdf(np.arctanh(exact), [0.5, 7.0, 9.0], 0.3 * stddev) - np.log1p(-(exact**2))
+        assert log_prob == pytest.approx(density.sum(), abs=1e-3)
 
 
 def test_the_factor_lasts_for_an_episode_and_is_uniform():
     noise, rng, scales = EpisodeNoise(200, 0.0, 0.5), np.random.default_rng(0), []
     for _ in range(300):
         noise.start_episode()
-        samples = np.stack([noise.sample(rng).noise for _ in range(3)])
-        assert samples.dtype == np.float32
-        assert samples.std(axis=1) == pytest.approx(noise.scale, rel=0.3)
-        scales.append(noise.scale)
+        samples, factors = zip(*(noise.sample(rng) for _ in range(3)))
+        assert np.stack(samples).dtype == np.float32
+        assert np.stack(samples).std(axis=1) == pytest.approx(1.0, rel=0.3)
+        assert len(set(factors)) == 1
+        scales.append(factors[0])
     assert np.mean(scales) == pytest.approx(0.75, abs=0.03)
     assert np.quantile(scales, [0.0, 1.0]) == pytest.approx([0.5, 1.0], abs=0.02)
 
@@ -118,9 +135,9 @@ def test_without_a_smaller_factor_the_noise_is_the_coloured_one_itself():
     noise, colored = EpisodeNoise(3, 1.0), ColoredNoise(3, 1.0)
     rng, other = np.random.default_rng(0), np.random.default_rng(0)
     for _ in range(5):
-        scaled = noise.sample(rng)
-        assert (scaled.noise == colored.sample(other)).all()
-        assert scaled.log_prob_change == 0.0
+        sample, factor = noise.sample(rng)
+        assert (sample == colored.sample(other)).all()
+        assert factor == 1.0
 
 
 def test_the_factor_of_the_episode_survives_a_checkpoint():
