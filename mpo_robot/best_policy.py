@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mpo_robot.errors import ConfigError
+from mpo_robot.errors import ConfigError, first_line
 from mpo_robot.evaluation import Evaluation
+from mpo_robot.run_folder import write_atomically
 
 _log = logging.getLogger(__name__)
 
@@ -39,12 +40,9 @@ class BestPolicy:
         if not return_mean > self.return_mean:
             return
         kept = {"environment_steps": environment_steps, "return_mean": return_mean, **state()}
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        with temporary.open("wb") as stream:
-            torch.save(kept, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, self.path)
+        stream = io.BytesIO()
+        torch.save(kept, stream)
+        write_atomically(self.path, stream.getvalue())
         self.return_mean = return_mean
 
 
@@ -59,6 +57,5 @@ def load_best_policy(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True)
     except Exception as error:  # torch raises many types for a damaged file
-        problem = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"cannot read the best policy, {path}: {problem}") from error
+        raise ConfigError(f"cannot read the best policy, {path}: {first_line(error)}") from error
     return state

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mpo_robot.errors import ConfigError, MpoRobotError
+from mpo_robot.errors import ConfigError, MpoRobotError, first_line
 
 STATE_FILE = "state.pt"
 REPLAY_FILE = "replay.npz"
@@ -93,7 +93,7 @@ def load_checkpoint(directory: Path, load_replay: Callable[[Path], None] | None 
         except MpoRobotError:
             raise
         except Exception as error:  # torch and NumPy raise many types for a damaged file
-            problems.append(f"{path} ({(str(error).strip().splitlines() or [type(error).__name__])[0]})")
+            problems.append(f"{path} ({first_line(error)})")
             continue
         if problems:
             _log.warning("cannot read checkpoint %s: going on from %s instead", ", ".join(problems), path.name)

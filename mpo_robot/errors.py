@@ -25,3 +25,8 @@ class ProtocolError(MpoRobotError):
 
 class ExportError(MpoRobotError):
     """A policy cannot be exported, or the exported file fails its parity gate."""
+
+
+def first_line(error: Exception) -> str:
+    """First line of an error's message, or its type if it has none: for a sentence that quotes another library."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

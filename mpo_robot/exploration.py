@@ -90,7 +90,7 @@ class EpisodeNoise:
             raise ValueError(f"scale_min must be in (0, 1], got {scale_min}")
         self.colored = ColoredNoise(size, color)
         self.scale_min = scale_min
-        self.scale: float | None = None if scale_min < 1.0 else 1.0
+        self.scale: float | None = None  # of the present episode, drawn with its first sample
 
     @property
     def size(self) -> int:
@@ -100,12 +100,12 @@ class EpisodeNoise:
     def start_episode(self) -> None:
         """Independent noise, and a new factor with the next sample."""
         self.colored.start_episode()
-        self.scale = None if self.scale_min < 1.0 else 1.0
+        self.scale = None
 
     def sample(self, rng: np.random.Generator) -> tuple[FloatArray, float]:
         """Noise of the next step, and the factor of the policy's standard deviation."""
         if self.scale is None:
-            self.scale = float(rng.uniform(self.scale_min, 1.0))
+            self.scale = float(rng.uniform(self.scale_min, 1.0)) if self.scale_min < 1.0 else 1.0
         return self.colored.sample(rng), self.scale
 
     def state_dict(self) -> dict[str, Any]:

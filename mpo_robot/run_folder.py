@@ -170,11 +170,11 @@ def git_state() -> dict[str, Any]:
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file so that readers, and a crash, see the old or the new text, never a part."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace a file so that readers, and a crash, see the old or the new content, never a part."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
+    with temporary.open("wb") as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(temporary, path)
