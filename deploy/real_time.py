@@ -79,6 +79,17 @@ def use_real_time(config: RealTimeConfig) -> list[str]:
     return problems
 
 
+def report_lines(config: RealTimeConfig, problems: list[str]) -> list[str]:
+    """What `use_real_time` came to, for people: each part that could not be had, or else all that is in force."""
+    if problems:
+        return [f"note     {problem}" for problem in problems]
+    parts = [f"priority {config.priority}"] if config.priority else []
+    parts += ["memory locked"] if config.lock_memory else []
+    parts += ["CPUs awake"] if config.keep_cpus_awake else []
+    parts += [f"CPU {', '.join(map(str, config.cpus))}"] if config.cpus else []
+    return [f"realtime {', '.join(parts)}"] if parts else []
+
+
 def lock_memory() -> str:
     """Lock all memory of this process, present and future, in RAM. Returns an empty text, or why it is not done."""
     try:

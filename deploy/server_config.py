@@ -7,6 +7,7 @@ from pathlib import Path
 
 from deploy.dashboard.config import DashboardConfig
 from deploy.guard import GuardConfig
+from deploy.real_time import RealTimeConfig
 from deploy.security import ServerSecurity
 from mpo_robot.errors import ConfigError
 
@@ -76,6 +77,11 @@ class ServerConfig:
             raise ConfigError(f"realtime_priority must be 0 to 99, got {self.realtime_priority}")
         if (self.curve_secret_key is None) != (self.curve_allow is None):
             raise ConfigError("curve_secret_key and curve_allow belong together: give both or neither")
+
+    @property
+    def operating_system(self) -> RealTimeConfig:
+        """`realtime_priority` and `keep_cpus_awake`, as `use_real_time` takes them."""
+        return RealTimeConfig(self.realtime_priority, keep_cpus_awake=self.keep_cpus_awake)
 
     @property
     def security(self) -> ServerSecurity | None:

@@ -17,7 +17,7 @@ from deploy.estop_sources import KeyEStop, SignalEStop
 from deploy.estop_topic import TopicEStop
 from deploy.fault_latch import FaultLatch
 from deploy.loop_statistics import merge, table
-from deploy.real_time import use_real_time
+from deploy.real_time import report_lines, use_real_time
 from deploy.robot import Robot
 from deploy.robot_config import RobotConfig, build_parts, fault_latch, load_driver
 from deploy.robot_state import StateMachine
@@ -102,15 +102,8 @@ def _remembered(estop: EStop, latch: FaultLatch) -> Iterator[None]:
 def _use_real_time(config: RobotConfig) -> None:
     """Before any other thread is started, because those of the transport must not be delayed either."""
     wanted = config.loop.operating_system
-    problems = use_real_time(wanted)
-    for problem in problems:
-        print(f"note     {problem}")
-    parts = [f"priority {wanted.priority}"] if wanted.priority else []
-    parts += ["memory locked"] if wanted.lock_memory else []
-    parts += ["CPUs awake"] if wanted.keep_cpus_awake else []
-    parts += [f"CPU {', '.join(map(str, wanted.cpus))}"] if wanted.cpus else []
-    if parts and not problems:
-        print(f"realtime {', '.join(parts)}")
+    for line in report_lines(wanted, use_real_time(wanted)):
+        print(line)
 
 
 @contextlib.contextmanager

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from deploy.dashboard.launcher import Dashboard
-from deploy.real_time import keep_cpus_awake
+from deploy.real_time import report_lines, use_real_time
 from deploy.registry import PolicyRegistry
 from deploy.registry_import import import_policy, registry_directory
 from deploy.server import PolicyServer, ServerConfig
 from deploy.telemetry import Telemetry
-from deploy.timing import use_real_time_priority
 from mpo_robot.cli.settings_list import add_settings_option
 from mpo_robot.config import apply_overrides, build, read_yaml
 
@@ -90,11 +89,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _serve(registry: PolicyRegistry, config: ServerConfig, page: Dashboard | None) -> int:
-    if config.realtime_priority:  # before the server's threads start, which inherit it
-        problem = use_real_time_priority(config.realtime_priority)
-        print(f"note: {problem}" if problem else f"real-time priority {config.realtime_priority}")
-    if config.keep_cpus_awake:
-        print(f"note: {problem}" if (problem := keep_cpus_awake()) else "CPUs are kept awake")
+    wanted = config.operating_system
+    for line in report_lines(wanted, use_real_time(wanted)):  # before the server's threads start, which inherit it
+        print(line)
     with PolicyServer(registry, config) as server:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: server.stop())

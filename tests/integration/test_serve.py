@@ -82,16 +82,16 @@ def test_real_time_priority_is_taken_or_its_lack_is_said(policy):
     with ServerProcess(policy, "realtime_priority=1") as server, PolicyClient(server.endpoint, SPEC) as client:
         client.begin_episode("e", PATIENCE_S)
         assert act(client) is not None
-        if "real-time priority 1" in server.output:
+        if "realtime priority 1" in server.output:
             assert os.sched_getscheduler(server.process.pid) == os.SCHED_FIFO
             assert os.sched_getparam(server.process.pid).sched_priority == 1
         else:
-            assert any(line.startswith("note: ") for line in server.output)
+            assert any(line.startswith("note ") for line in server.output)
 
 
 def test_cpus_are_kept_awake_or_the_reason_is_said(policy):
     with ServerProcess(policy, "keep_cpus_awake=true") as server:
-        if "CPUs are kept awake" in server.output:
+        if "realtime CPUs awake" in server.output:
             files = [os.readlink(link) for link in Path(f"/proc/{server.process.pid}/fd").iterdir()]
             assert "/dev/cpu_dma_latency" in files
         else:
