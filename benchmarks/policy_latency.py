@@ -1,6 +1,7 @@
 """How long a robot waits for an action: in process, over ZeroMQ to a server process, and in the whole control loop.
 
-    python benchmarks/policy_latency.py [--calls 20000] [--priorities 0 50] [--loop-seconds 10] [--output FILE]
+    python benchmarks/policy_latency.py [--calls 20000] [--priorities 0 50] [--awake] [--loop-seconds 10]
+                                        [--output FILE]
 
 Measures as a normal program (priority 0) and with real-time priority, where allowed: the second is what a robot
 computer should use, and on a busy machine the only one that says something about this program. Prints a table and
@@ -30,6 +31,7 @@ from benchmarks._record import write_record  # noqa: E402 (the repository root h
 from benchmarks.loop_jitter import measure as measure_jitter  # noqa: E402
 from deploy.client import PolicyClient  # noqa: E402
 from deploy.onnx_policy import OnnxPolicy  # noqa: E402
+from deploy.real_time import keep_cpus_awake  # noqa: E402
 from deploy.timing import use_real_time_priority  # noqa: E402
 from mpo_robot.specs import PolicySpec  # noqa: E402
 from tests.support.onnx_files import small_spec, write_mlp_policy  # noqa: E402
@@ -128,8 +130,10 @@ def measure(calls: int, priority: int) -> list[Row]:
     return [{"priority": priority, **row} for row in rows]
 
 
-def run(calls: int, priorities: Sequence[int], loop_seconds: float) -> Row:
-    """All measurements, for `write_record`."""
+def run(calls: int, priorities: Sequence[int], loop_seconds: float, awake: bool = False) -> Row:
+    """All measurements, for `write_record`; with `awake` while no CPU of the machine sleeps, if that is permitted."""
+    if awake and (problem := keep_cpus_awake()):
+        raise SystemExit(problem)
     rows: list[Row] = []
     loop: list[Row] = []
     for priority in sorted(priorities):  # a priority stays, so the normal one comes first
@@ -138,6 +142,7 @@ def run(calls: int, priorities: Sequence[int], loop_seconds: float) -> Row:
     tcp = {row["priority"]: row["p50_us"] for row in rows if row["name"] == TCP}
     return {
         "policy": {"observation_size": 17, "action_size": 6, "hidden": list(HIDDEN)},
+        "awake": awake,
         "latency": rows,
         "loop": loop,
         "bar": {
@@ -177,10 +182,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--priorities", type=int, nargs="+", default=[0, 50], metavar="P", help="0 normal, 1 to 99 real time"
     )
+    parser.add_argument("--awake", action="store_true", help="keep the CPUs from sleeping (keep_cpus_awake)")
     parser.add_argument("--loop-seconds", type=float, default=10.0, help="seconds per loop rate, 0 skips the loop")
     parser.add_argument("--output", type=Path, default=OUTPUT, help=f"JSON file (default {OUTPUT.relative_to(ROOT)})")
     options = parser.parse_args(arguments)
-    result = run(options.calls, options.priorities, options.loop_seconds)
+    result = run(options.calls, options.priorities, options.loop_seconds, options.awake)
     write_record(options.output, "policy_latency", **result)
     print_table(result)
     print(f"written to {options.output}")
