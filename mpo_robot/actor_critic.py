@@ -71,6 +71,8 @@ class ActorCritic(abc.ABC):
     Attributes:
         metric_names: Fields of what `update` returns, the same for the whole run.
         online_policy: Network that acts.
+        averaged_policy: Network that is evaluated and exported: the online one averaged over
+            `LearnerConfig.policy_average_updates`, or itself.
 
     Args:
         config: Learning rates, gradient bound and the refresh of the target networks.
@@ -92,6 +94,10 @@ class ActorCritic(abc.ABC):
         online = {"policy": policy, "critic": critic, "duals": duals}
         self._online = {name: flatten_parameters(item) for name, item in online.items() if list(item.parameters())}
         self._targets = {name: flatten_parameters(module) for name, module in self._target_modules.items()}
+        self.averaged_policy, self._averages = policy, {}
+        if config.policy_average_updates is not None:
+            self.averaged_policy = copy.deepcopy(policy).requires_grad_(False)
+            self._averages = {"averaged_policy": flatten_parameters(self.averaged_policy)}
         rates = {
             "policy": config.learning_rate_policy,
             "critic": config.learning_rate_critic,
@@ -105,12 +111,20 @@ class ActorCritic(abc.ABC):
         self.learner_steps = 0
 
     @abc.abstractmethod
+    def make_actor(self, policy: Any) -> Actor:
+        """One of the learner's policies in NumPy; it shares the parameters, so it always acts with the newest ones."""
+
     def actor(self) -> Actor:
-        """The online policy in NumPy; it shares the parameters, so it always acts with the newest ones."""
+        """The online policy, which collects."""
+        return self.make_actor(self.online_policy)
+
+    def averaged_actor(self) -> Actor:
+        """The policy that is evaluated and exported."""
+        return self.make_actor(self.averaged_policy)
 
     def exported_policy(self) -> nn.Module:
         """The network that `export_policy` writes: normalised observations to mean and stddev, or to logits."""
-        return self.online_policy
+        return self.averaged_policy
 
     @abc.abstractmethod
     def backward(self, batch: SequenceBatch, reward_scale: float = 1.0, want_metrics: bool = False) -> Any:
@@ -201,11 +215,14 @@ class ActorCritic(abc.ABC):
         elif period is not None and self.learner_steps % period == 0:
             for name, target in self._targets.items():
                 target.copy_(self._online[name])
+        if (updates := self.config.policy_average_updates) is not None:
+            average = self._averages["averaged_policy"]  # the mean of all so far, until they are enough
+            average.lerp_(self._online["policy"], 1.0 / min(self.learner_steps, updates))
 
     @property
     def flat(self) -> dict[str, Tensor]:
-        """All parameters, one flat tensor each: `policy`, `critic`, `duals`, `target_policy`, `target_critic`."""
-        return self._online | {f"target_{name}": flat for name, flat in self._targets.items()}
+        """All parameters, one flat tensor each: `policy`, `critic`, `duals`, `target_...` and `averaged_policy`."""
+        return self._online | {f"target_{name}": flat for name, flat in self._targets.items()} | self._averages
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers and containers only (loadable with `weights_only=True`)."""
@@ -223,6 +240,7 @@ class ActorCritic(abc.ABC):
             ValueError: the state belongs to networks of another size.
         """
         flats = self.flat
+        state = {"averaged_policy": state.get("policy")} | state  # an older checkpoint has no average
         for name, flat in flats.items():
             if name not in state or flat.shape != state[name].shape:
                 found = state[name].numel() if name in state else 0

@@ -108,9 +108,9 @@ class CategoricalLearner(ActorCritic):
         self.target_policy = cast(CategoricalPolicy, self._target_modules["policy"])
         self.target_critic = cast(CategoricalCritics, self._target_modules["critic"])
 
-    def actor(self) -> CategoricalActor:
+    def make_actor(self, policy: CategoricalPolicy) -> CategoricalActor:
         """The online policy, acting."""
-        return CategoricalActor(self.online_policy)
+        return CategoricalActor(policy)
 
     def project(self) -> None:
         """Keep the dual variables in their range."""

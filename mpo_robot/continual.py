@@ -177,4 +177,5 @@ class ContinualLearner:
             "learner_steps": self.learner.learner_steps,
             "real_steps": self.real_steps,
         }
-        return LoadedPolicy(self.learner.exported_policy(), self.normalizer, self.spec, training, self.learner.actor())
+        policy, actor = self.learner.exported_policy(), self.learner.averaged_actor()
+        return LoadedPolicy(policy, self.normalizer, self.spec, training, actor)

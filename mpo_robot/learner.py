@@ -95,9 +95,9 @@ class Learner(ContinuousActorCritic):
         """Temperatures and multipliers."""
         return Duals(action_size, config.mpo)
 
-    def actor(self) -> NumpyActor:
+    def make_actor(self, policy: GaussianPolicy) -> NumpyActor:
         """The Gaussian in NumPy."""
-        return NumpyActor(self.online_policy)
+        return NumpyActor(policy)
 
     def project(self) -> None:
         """Keep the dual variables in their range."""

@@ -116,6 +116,9 @@ class LearnerConfig:
         grad_clip_norm: Bound on the gradient norm of the policy and of the critics, each; None for no bound.
         target_update_period: Learner steps between hard copies to the target networks, or None.
         target_update_rate: Polyak rate per learner step, or None. Exactly one of the two is set.
+        policy_average_updates: The policy that is evaluated, exported and served has the parameters of the online one,
+            averaged over about so many updates (exponentially); None: it is the online one. What is learnt does not
+            depend on it: the online policy collects.
         compile: Compile the losses with `torch.compile`: about a quarter less time per update at the default size, for
             a minute at the start. Needs a C++ compiler. Only `mpo` on continuous actions does it.
         return_scale_bound: The critic learns rewards divided by a running scale of the discounted return, such that
@@ -146,6 +149,7 @@ class LearnerConfig:
     target_update_period: int | None = None
     target_update_rate: float | None = 0.02
     return_scale_bound: float | None = 5.0
+    policy_average_updates: int | None = None
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -197,6 +201,8 @@ class LearnerConfig:
             raise ValueError(f"target_update_period must be at least 1, got {self.target_update_period}")
         if self.target_update_rate is not None and not 0.0 < self.target_update_rate <= 1.0:
             raise ValueError(f"target_update_rate must be in (0, 1], got {self.target_update_rate}")
+        if self.policy_average_updates is not None and self.policy_average_updates < 1:
+            raise ValueError(f"policy_average_updates must be at least 1 or null, got {self.policy_average_updates}")
         for name in ("learning_rate_policy", "learning_rate_critic", "learning_rate_duals"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")

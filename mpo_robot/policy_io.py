@@ -29,7 +29,7 @@ class LoadedPolicy(NamedTuple):
 
 
 def load_policy(folder: RunFolder, config: LearnerConfig, best: bool = False) -> LoadedPolicy:
-    """The online policy of the newest checkpoint: what `learn` made of the training's newest, else that itself.
+    """The averaged policy of the newest checkpoint: what `learn` made of the training's newest, else that itself.
 
     What was learnt from an older training checkpoint than the newest is not used; `origin` says so.
 
@@ -97,7 +97,7 @@ def _restore_policy(spec: PolicySpec, config: LearnerConfig, state: dict[str, An
         return network, PPOActor(network)
     learner = make_learner(spec, config, seed=0)
     learner.load_state_dict(state)
-    return learner.exported_policy(), learner.actor()
+    return learner.exported_policy(), learner.averaged_actor()
 
 
 def normalizer_from_state(state: dict[str, Any] | None, size: int) -> RunningNormalizer | None:

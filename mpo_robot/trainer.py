@@ -68,6 +68,7 @@ class Trainer:
         bound = learner.return_scale_bound
         self.return_scale = None if bound is None else ReturnScale(learner.discount, bound)
         self.actor = self.learner.actor()
+        self.evaluated_actor = self.learner.averaged_actor()
         self.rng = np.random.default_rng(seed)
         shared = Shared(self.actor, self.replay, self.normalizer, self.return_scale, self.rng)
         self.collector = make_collector(environment, shared, training)
@@ -156,9 +157,9 @@ class Trainer:
         )
 
     def act_mean(self, observation: FloatArray) -> FloatArray:
-        """The policy's mean action [A] for a raw observation [O]."""
+        """The evaluated policy's mean action [A] for a raw observation [O]."""
         seen = observation if self.normalizer is None else self.normalizer(observation)
-        return self.actor.distribution(seen)[0]
+        return self.evaluated_actor.distribution(seen)[0]
 
     def _collect_step(self) -> None:
         self.collector.step(uniform=self.environment_steps < self.config.warmup_steps)

@@ -83,9 +83,9 @@ class DDPG(ContinuousActorCritic):
         """An untrained policy."""
         return DeterministicPolicy(observation_size, action_size, config.policy, config.ddpg.noise_stddev)
 
-    def actor(self) -> NoisyActor:
+    def make_actor(self, policy: DeterministicPolicy) -> NoisyActor:
         """Policy and noise in NumPy."""
-        return NoisyActor(self.online_policy)
+        return NoisyActor(policy)
 
     def backward(self, batch: SequenceBatch, reward_scale: float = 1.0, want_metrics: bool = False) -> Metrics | None:
         """First half of `update`: all losses, and their gradients in the parameters' `grad`."""

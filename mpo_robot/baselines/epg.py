@@ -39,9 +39,9 @@ class EPG(ContinuousActorCritic):
     metric_names = Metrics._fields
     online_policy: GaussianPolicy
 
-    def actor(self) -> NumpyActor:
+    def make_actor(self, policy: GaussianPolicy) -> NumpyActor:
         """The Gaussian in NumPy, as MPO's."""
-        return NumpyActor(self.online_policy)
+        return NumpyActor(policy)
 
     def backward(self, batch: SequenceBatch, reward_scale: float = 1.0, want_metrics: bool = False) -> Metrics | None:
         """First half of `update`: all losses, and their gradients in the parameters' `grad`."""

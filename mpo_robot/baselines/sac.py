@@ -120,13 +120,13 @@ class SAC(ContinuousActorCritic):
         """The temperature."""
         return EntropyTemperature(config.sac.init_temperature)
 
-    def actor(self) -> SquashedActor:
+    def make_actor(self, policy: GaussianPolicy) -> SquashedActor:
         """The squashed Gaussian in NumPy."""
-        return SquashedActor(self.online_policy)
+        return SquashedActor(policy)
 
     def exported_policy(self) -> SquashedMean:
         """tanh of the mean, as in evaluations."""
-        return SquashedMean(self.online_policy)
+        return SquashedMean(self.averaged_policy)
 
     def project(self) -> None:
         """Keep the raw temperature above its floor."""

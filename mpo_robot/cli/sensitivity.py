@@ -21,7 +21,7 @@ DEFAULT_VARIATIONS = (
     "learner.batch_sequences=8,16,32",
     "learner.learning_rate_policy=3e-4,1e-3,3e-3",
     "learner.learning_rate_critic=3e-4,1e-3,3e-3",
-    "learner.mpo.epsilon=0.03,0.1,0.3",
+    "learner.mpo.epsilon=0.1,0.3,1.0",
     "learner.mpo.epsilon_mean=0.003,0.01,0.03",
     "learner.mpo.epsilon_stddev=5e-6,2e-5,1e-4",
 )

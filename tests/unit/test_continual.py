@@ -65,7 +65,7 @@ def test_learning_changes_the_policy_and_leaves_the_training_run_alone(tmp_path)
     assert loaded.training["real_steps"] == 40
     assert f"policy of {folder.learn_checkpoints}" in loaded.origin
     assert "Not used" not in loaded.origin
-    for mine, theirs in zip(loaded.policy.parameters(), learner.learner.online_policy.parameters()):
+    for mine, theirs in zip(loaded.policy.parameters(), learner.learner.averaged_policy.parameters()):
         assert torch.equal(mine, theirs)
 
 

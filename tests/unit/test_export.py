@@ -149,7 +149,7 @@ def test_baselines_export_what_their_evaluations_do(algorithm, normalizer, tmp_p
     learner = make_learner(SPEC, change(CONFIG, algorithm=algorithm), 0)
     with torch.no_grad():
         learner.flat["policy"].add_(0.5 * torch.randn(learner.flat["policy"].shape, generator=learner.generator))
-    path, actor = tmp_path / "policy.onnx", learner.actor()
+    path, actor = tmp_path / "policy.onnx", learner.averaged_actor()
     export_policy(learner.exported_policy(), normalizer, SPEC, path, {})
     loaded = OnnxPolicy(path)
     assert loaded.has_density == (algorithm != "sac")
