@@ -8,7 +8,7 @@ Axes: B sequences, L steps, S = B * (L + 1) states, A action size.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -126,7 +126,7 @@ class SAC(ContinuousActorCritic):
 
     def exported_policy(self) -> SquashedMean:
         """tanh of the mean, as in evaluations."""
-        return SquashedMean(self.averaged_policy)
+        return SquashedMean(cast(GaussianPolicy, self.averaged_policy))
 
     def project(self) -> None:
         """Keep the raw temperature above its floor."""

@@ -12,7 +12,6 @@ from tests.support.learning import CONFIG, change, make_batch, make_learner
 from tests.support.onnx_files import small_spec
 
 BASELINES = ("sac", "ddpg", "epg")
-OBSERVATION = np.full(3, 0.4, np.float32)
 
 
 def trained(updates: int, **changes):
@@ -64,11 +63,6 @@ def test_it_is_restored_with_the_rest():
     for item in (learner, again):
         item.update(make_batch(9))
     assert torch.equal(learner.flat["averaged_policy"], again.flat["averaged_policy"])
-
-
-def mean_of(policy: torch.nn.Module) -> np.ndarray:
-    with torch.no_grad():
-        return policy.mean_and_stddev(torch.from_numpy(OBSERVATION[None])).mean[0].numpy()
 
 
 @pytest.mark.parametrize("algorithm", ["mpo", *BASELINES])
