@@ -110,11 +110,11 @@ def measure_round_trip(policy: Path, endpoint: str, name: str, count: int) -> Ro
     )
 
 
-def measure_loop(seconds: float, priority: int) -> list[Row]:
+def measure_loop(seconds: float, priority: int, awake: bool) -> list[Row]:
     """Jitter and misses of the control loop, from `loop_jitter.measure`."""
     if seconds <= 0:
         return []
-    return measure_jitter(RATES_HZ, seconds, priority)
+    return measure_jitter(RATES_HZ, seconds, priority, awake=awake)
 
 
 def measure(calls: int, priority: int) -> list[Row]:
@@ -138,7 +138,7 @@ def run(calls: int, priorities: Sequence[int], loop_seconds: float, awake: bool 
     loop: list[Row] = []
     for priority in sorted(priorities):  # a priority stays, so the normal one comes first
         rows += measure(calls, priority)
-        loop += measure_loop(loop_seconds, priority)
+        loop += measure_loop(loop_seconds, priority, awake)
     tcp = {row["priority"]: row["p50_us"] for row in rows if row["name"] == TCP}
     return {
         "policy": {"observation_size": 17, "action_size": 6, "hidden": list(HIDDEN)},
