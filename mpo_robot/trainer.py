@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from mpo_robot.best_policy import BestPolicy
 from mpo_robot.byte_replay import ByteReplay
 from mpo_robot.checkpoint import load_checkpoint, rng_from_json, rng_to_json, save_checkpoint
 from mpo_robot.collection import Shared, make_collector
 from mpo_robot.errors import ConfigError
 from mpo_robot.evaluation import Evaluation, evaluate
 from mpo_robot.learners import make_learner
-from mpo_robot.metrics import EVALUATION_COLUMNS, MetricsWriter, metric_columns
 from mpo_robot.mpo_config import LearnerConfig
 from mpo_robot.normalization import ReturnScale, RunningNormalizer
+from mpo_robot.progress import OnEvaluation, OnProgress, Progress, WallClock
 from mpo_robot.replay import SequenceReplay
-from mpo_robot.run_folder import CsvLog, RunFolder
+from mpo_robot.run_folder import RunFolder
 from mpo_robot.sampling import normalize
 from mpo_robot.training_config import TrainingConfig
 from mpo_robot.types import Environment, EnvironmentVector, FloatArray
@@ -77,19 +75,9 @@ class Trainer:
         self.update_debt = 0.0  # updates owed; a fraction when updates_per_step is not whole
         self.latest_metrics: dict[str, float] = {}  # of the newest measured update
         self.stop_requested = False
-        self._wall_time_before = 0.0  # of earlier sessions of a resumed run
-        self._started = time.monotonic()
+        self.clock = WallClock()
 
-    @property
-    def wall_time_s(self) -> float:
-        """Seconds of training so far, earlier sessions included."""
-        return self._wall_time_before + time.monotonic() - self._started
-
-    def run(
-        self,
-        on_evaluation: Callable[[int, Evaluation], None] | None = None,
-        on_progress: Callable[[int], None] | None = None,
-    ) -> None:
+    def run(self, on_evaluation: OnEvaluation | None = None, on_progress: OnProgress | None = None) -> None:
         """Train until `total_steps` or until `stop_requested` is set (by a signal handler), then save.
 
         What is due every so many steps comes when that many are reached: with several environments or repeated
@@ -99,39 +87,27 @@ class Trainer:
             on_evaluation: Called with the environment steps and the result of each evaluation.
             on_progress: Called with the environment steps after each `log_period`.
         """
-        resume_step = self.environment_steps or None
-        metrics_log = CsvLog(self.folder.metrics_file, metric_columns(self.learner.metric_names), resume_step)
-        evaluations_log = CsvLog(self.folder.evaluations_file, EVALUATION_COLUMNS, resume_step)
-        writer = MetricsWriter(metrics_log, evaluations_log, self.folder.tensorboard, resume_step)
-        best_policy = BestPolicy(self.folder.best_policy)
+        names = self.learner.metric_names
+        progress = Progress(self.folder, names, self.environment_steps, on_evaluation, on_progress)
         if not self.collector.started:
             self.collector.start(self.seed)
         last_saved, last_saved_at = self.environment_steps, time.monotonic()
-        speed_mark = (time.monotonic(), self.environment_steps)
         try:
             while self.environment_steps < self.config.total_steps and not self.stop_requested:
                 self._collect_step()
                 self._learn()
                 if self._reached_multiple(self.config.log_period):
-                    now = time.monotonic()
-                    speed = (self.environment_steps - speed_mark[1]) / max(now - speed_mark[0], 1e-9)
-                    speed_mark = (now, self.environment_steps)
-                    self._log_metrics(writer, speed)
-                    if on_progress is not None:
-                        on_progress(self.environment_steps)
+                    progress.metrics(self._counters(), self.latest_metrics, self.collector.finished_returns)
                 if self._evaluation_is_due():
                     result = self.evaluate()
-                    writer.evaluation(self._counters() | result.summary())
-                    best_policy.offer(result, self.environment_steps, self._policy_state)
-                    if on_evaluation is not None:
-                        on_evaluation(self.environment_steps, result)
+                    progress.evaluation(self._counters(), result, self._policy_state)
                 if self._checkpoint_is_due(last_saved_at):
                     self.save()
                     last_saved, last_saved_at = self.environment_steps, time.monotonic()
             if self.environment_steps != last_saved:
                 self.save()
         finally:
-            writer.close()
+            progress.close()
 
     def _reached_multiple(self, period: int) -> bool:
         """Whether the newest step of the environments reached or passed a multiple of `period`."""
@@ -195,16 +171,8 @@ class Trainer:
         return {
             "environment_steps": self.environment_steps,
             "learner_steps": self.learner.learner_steps,
-            "wall_time_s": round(self.wall_time_s, 3),
+            "wall_time_s": round(self.clock.seconds, 3),
         }
-
-    def _log_metrics(self, writer: MetricsWriter, steps_per_second: float) -> None:
-        row: dict[str, Any] = self._counters() | self.latest_metrics
-        row["steps_per_second"] = round(steps_per_second, 1)
-        if self.collector.finished_returns:
-            row["episode_return"] = float(np.mean(self.collector.finished_returns))
-            self.collector.finished_returns.clear()
-        writer.metrics(row)
 
     def save(self) -> None:
         """Write a checkpoint of everything to the run folder."""
@@ -236,7 +204,7 @@ class Trainer:
             "environment_steps": self.environment_steps,
             "update_debt": self.update_debt,
             "latest_metrics": dict(self.latest_metrics),
-            "wall_time_s": self.wall_time_s,
+            "wall_time_s": self.clock.seconds,
             **self.collector.state_dict(),
         }
 
@@ -259,5 +227,4 @@ class Trainer:
         self.environment_steps = int(state["environment_steps"])
         self.update_debt = float(state["update_debt"])
         self.latest_metrics = dict(state["latest_metrics"])
-        self._wall_time_before = float(state["wall_time_s"])
-        self._started = time.monotonic()
+        self.clock = WallClock(float(state["wall_time_s"]))

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +22,13 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from mpo_robot.baselines.config import PPOConfig
 from mpo_robot.baselines.gymnasium_adapter import GymnasiumAdapter
 from mpo_robot.baselines.ppo_network import PPOActor, PPONetwork
-from mpo_robot.best_policy import BestPolicy
 from mpo_robot.checkpoint import bytes_from_tensor, bytes_to_tensor, load_checkpoint, save_checkpoint
 from mpo_robot.errors import ConfigError
 from mpo_robot.evaluation import Evaluation, evaluate
-from mpo_robot.metrics import EVALUATION_COLUMNS, MetricsWriter, metric_columns
 from mpo_robot.mpo_config import LearnerConfig
 from mpo_robot.normalization import ReturnScale, RunningNormalizer
-from mpo_robot.run_folder import CsvLog, RunFolder
+from mpo_robot.progress import OnEvaluation, OnProgress, Progress, WallClock
+from mpo_robot.run_folder import RunFolder
 from mpo_robot.trainer import EVALUATION_SEED
 from mpo_robot.training_config import TrainingConfig
 from mpo_robot.types import Environment, FloatArray
@@ -91,7 +88,7 @@ class PPOTrainer(BaseCallback):
         self.network = PPONetwork(policy.mlp_extractor.policy_net, policy.action_net, policy.log_std)
         self.actor = PPOActor(self.network)
         self.stop_requested = False
-        self._wall_time_before, self._started = 0.0, time.monotonic()
+        self.clock = WallClock()
         self._last_saved = 0
         self._action_repeat = action_repeat
 
@@ -100,27 +97,9 @@ class PPOTrainer(BaseCallback):
         """Steps so far, those of repeated actions included."""
         return self.ppo.num_timesteps * self._action_repeat
 
-    @property
-    def wall_time_s(self) -> float:
-        """Seconds of training so far, earlier sessions included."""
-        return self._wall_time_before + time.monotonic() - self._started
-
-    def run(
-        self,
-        on_evaluation: Callable[[int, Evaluation], None] | None = None,
-        on_progress: Callable[[int], None] | None = None,
-    ) -> None:
+    def run(self, on_evaluation: OnEvaluation | None = None, on_progress: OnProgress | None = None) -> None:
         """Train until `total_steps`, or until `stop_requested` is set and the rollout is finished; then save."""
-        resume_step = self.environment_steps or None
-        self._on_evaluation, self._on_progress = on_evaluation, on_progress
-        self._writer = MetricsWriter(
-            CsvLog(self.folder.metrics_file, metric_columns(list(METRICS)), resume_step),
-            CsvLog(self.folder.evaluations_file, EVALUATION_COLUMNS, resume_step),
-            self.folder.tensorboard,
-            resume_step,
-        )
-        self._best_policy = BestPolicy(self.folder.best_policy)
-        self._speed_mark = (time.monotonic(), self.environment_steps)
+        self._progress = Progress(self.folder, list(METRICS), self.environment_steps, on_evaluation, on_progress)
         remaining = math.ceil((self.config.total_steps - self.environment_steps) / self._action_repeat)
         try:
             if remaining > 0:
@@ -131,7 +110,7 @@ class PPOTrainer(BaseCallback):
         except _StopError:
             pass
         finally:
-            self._writer.close()
+            self._progress.close()
 
     def evaluate(self) -> Evaluation:
         """Mean actions of the current policy in the nominal environment."""
@@ -159,30 +138,17 @@ class PPOTrainer(BaseCallback):
     def _report(self) -> None:
         step, total = self.environment_steps, self.config.total_steps
         if step % self.config.log_period < self._action_repeat:
-            self._write_metrics()
-            if self._on_progress is not None:
-                self._on_progress(step)
+            self._progress.metrics(self._counters(), self._recorded_metrics(), self.adapter.finished_returns)
         if step % self.config.evaluation_period < self._action_repeat or step >= total:
-            result = self.evaluate()
-            self._writer.evaluation(self._counters() | result.summary())
-            self._best_policy.offer(result, step, self._policy_state)
-            if self._on_evaluation is not None:
-                self._on_evaluation(step, result)
+            self._progress.evaluation(self._counters(), self.evaluate(), self._policy_state)
 
     def _counters(self) -> dict[str, Any]:
         steps = {"environment_steps": self.environment_steps, "learner_steps": self.ppo._n_updates}
-        return steps | {"wall_time_s": round(self.wall_time_s, 3)}
+        return steps | {"wall_time_s": round(self.clock.seconds, 3)}
 
-    def _write_metrics(self) -> None:
-        now, (then, before) = time.monotonic(), self._speed_mark
-        self._speed_mark = (now, self.environment_steps)
-        row = self._counters() | {"steps_per_second": round((self.environment_steps - before) / max(now - then, 1e-9))}
+    def _recorded_metrics(self) -> dict[str, float]:
         recorded = self.ppo.logger.name_to_value
-        row |= {ours: float(recorded[f"train/{name}"]) for ours, name in METRICS.items() if f"train/{name}" in recorded}
-        if self.adapter.finished_returns:
-            row["episode_return"] = float(np.mean(self.adapter.finished_returns))
-            self.adapter.finished_returns.clear()
-        self._writer.metrics(row)
+        return {ours: float(recorded[f"train/{name}"]) for ours, name in METRICS.items() if f"train/{name}" in recorded}
 
     def _policy_state(self) -> dict[str, Any]:
         ppo = self.ppo
@@ -213,7 +179,7 @@ class PPOTrainer(BaseCallback):
             "finished_returns": list(self.adapter.finished_returns),
             "recorded": {name: float(value) for name, value in ppo.logger.name_to_value.items()},
             "environment_steps": self.environment_steps,
-            "wall_time_s": self.wall_time_s,
+            "wall_time_s": self.clock.seconds,
         }
         save_checkpoint(self.folder.checkpoints, self.environment_steps, state, _no_replay)
         self._last_saved = self.environment_steps
@@ -237,7 +203,8 @@ class PPOTrainer(BaseCallback):
         self.adapter.episode_return = state["episode_return"]
         self.adapter.finished_returns = list(state["finished_returns"])
         self._recorded = state["recorded"]
-        self._wall_time_before, self._last_saved = state["wall_time_s"], self.environment_steps
+        self.clock = WallClock(state["wall_time_s"])
+        self._last_saved = self.environment_steps
         numpy_rng = json.loads(state["numpy_rng"])
         numpy_rng["state"]["key"] = np.array(numpy_rng["state"]["key"], np.uint32)
         np.random.set_state(numpy_rng)

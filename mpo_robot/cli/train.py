@@ -134,7 +134,7 @@ def run_trainer(trainer: Trainer, config: RunConfig, quiet: bool = False) -> Non
         summary = result.summary()
         bar.write(
             f"step {step:>9,}  return {summary['return_mean']:8.1f} +- {summary['return_std']:.1f}"
-            f"  ({int(summary['episodes'])} episodes, mean action, {trainer.wall_time_s:.0f} s)",
+            f"  ({int(summary['episodes'])} episodes, mean action, {trainer.clock.seconds:.0f} s)",
             file=sys.stdout,
         )
         sys.stdout.flush()

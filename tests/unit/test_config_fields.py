@@ -147,7 +147,7 @@ def outcome(tmp_path, monkeypatch):
     """A function from a configuration to everything its training leaves behind."""
     for module in (train, vector):
         monkeypatch.setattr(module, "make_environment", lambda config: PointEnvironment())
-    monkeypatch.setattr("mpo_robot.trainer.MetricsWriter", RecordingWriter)
+    monkeypatch.setattr("mpo_robot.progress.MetricsWriter", RecordingWriter)
     monkeypatch.setattr("mpo_robot.run_folder.run_record", lambda seed: {})
 
     def run(config):

@@ -52,7 +52,7 @@ class Silent:
 
 @pytest.fixture
 def make_trainer(tmp_path, monkeypatch):
-    monkeypatch.setattr("mpo_robot.trainer.MetricsWriter", Silent)
+    monkeypatch.setattr("mpo_robot.progress.MetricsWriter", Silent)
 
     def make(learner=CONFIG, action_repeat=1, **settings):
         defaults = {
