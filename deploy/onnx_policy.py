@@ -1,8 +1,8 @@
 """`OnnxPolicy`: a policy file, checked when loaded, that acts in process through onnxruntime.
 
-File contract: one input `obs` [batch, O] float32; outputs `actions` [batch, A] (mean command, physical units, clipped
-to the command bounds) and `stddev` [batch, A] (physical units); metadata key `mpo_robot` holds JSON with the spec and
-the hash of the exported graph.
+File contract: one input `obs` [batch, O] float32; outputs, all in physical units, `actions` [batch, A] (mean command,
+clipped to the command bounds), `stddev` [batch, A] and `mean` [batch, A] (before clipping; files without it have the
+Gaussian around `actions`); metadata key `mpo_robot` holds JSON with the spec and the hash of the exported graph.
 Shapes: O observation size, A action size.
 """
 
@@ -23,6 +23,7 @@ from mpo_robot.specs import PolicySpec
 
 INPUT_NAME = "obs"
 OUTPUT_NAMES = ("actions", "stddev")
+MEAN_NAME = "mean"  # not in files of before 0.2
 _LOG_TWO_PI = math.log(2.0 * math.pi)
 _BOUND_TOLERANCE = 1e-4  # of the command half range: float32 rounding of clip bounds, never a wrong unit
 
@@ -113,10 +114,11 @@ class OnnxPolicy:
                 "commands: `mpo-robot evaluate` and `inspect` work with it, serving and driving a robot do not"
             )
         self.has_density = self.metadata.get("distribution", "gaussian") == "gaussian"
-        _check_interface(self._session, self.spec, self.path)
+        self._has_mean = MEAN_NAME in {item.name for item in self._session.get_outputs()}
+        _check_interface(self._session, self.spec, self.path, self._output_names)
         if verify_graph:
             file.require_exported_graph()
-        # Fixed buffers bound once halve the cost of a call. Row 0 takes the mean command, row 1 its stddev.
+        # Fixed buffers bound once halve the cost of a call. Row 0 takes the mean, row 1 the stddev.
         self._input = np.zeros((1, self.spec.observation_size), np.float32)
         self._output = np.zeros((2, self.spec.action_size), np.float32)
         self._row = self._input[0]
@@ -178,12 +180,16 @@ class OnnxPolicy:
                 "squashed, as SAC does): use it deterministically, with serve --deterministic or stochastic: false"
             )
 
+    @property
+    def _output_names(self) -> tuple[str, ...]:
+        return (*OUTPUT_NAMES, MEAN_NAME) if self._has_mean else OUTPUT_NAMES
+
     def _bind(self) -> onnxruntime.IOBinding:
         """Tie input and outputs of the session to our buffers."""
         binding = self._session.io_binding()
         size = self.spec.action_size
         binding.bind_input(INPUT_NAME, "cpu", 0, np.float32, self._input.shape, self._input.ctypes.data)
-        for name, row in zip(OUTPUT_NAMES, self._output):
+        for name, row in zip((MEAN_NAME if self._has_mean else "actions", "stddev"), self._output):
             binding.bind_output(name, "cpu", 0, np.float32, (1, size), row.ctypes.data)
         return binding
 
@@ -196,8 +202,9 @@ class OnnxPolicy:
         tolerance = _BOUND_TOLERANCE * self.spec.command_half_range
         for probe in probes:
             self._input[0] = probe
-            command, stddev = (np.asarray(x) for x in self._session.run(OUTPUT_NAMES, {INPUT_NAME: self._input}))
-            for name, value in zip(OUTPUT_NAMES, (command, stddev)):
+            results = [np.asarray(item) for item in self._session.run(self._output_names, {INPUT_NAME: self._input})]
+            command, stddev = results[:2]
+            for name, value in zip(self._output_names, results):
                 if value.shape != (1, self.spec.action_size):
                     raise ConfigError(
                         f"policy {self.path}: output {name!r} has shape {value.shape}, "
@@ -212,16 +219,20 @@ class OnnxPolicy:
                     f"policy {self.path}: output 'actions' leaves the command bounds of its own spec; "
                     "it must be in physical units and clipped"
                 )
+            if self._has_mean and (np.abs(command - np.clip(results[2], low, high)) > tolerance).any():
+                raise ConfigError(f"policy {self.path}: output 'actions' is not its output 'mean', clipped")
 
 
-def _check_interface(session: onnxruntime.InferenceSession, spec: PolicySpec, path: Path) -> None:
+def _check_interface(
+    session: onnxruntime.InferenceSession, spec: PolicySpec, path: Path, output_names: tuple[str, ...]
+) -> None:
     inputs, outputs = session.get_inputs(), {item.name: item for item in session.get_outputs()}
     if [item.name for item in inputs] != [INPUT_NAME]:
         raise ConfigError(f"{path}: inputs are {[item.name for item in inputs]}, expected [{INPUT_NAME!r}]")
     missing = [name for name in OUTPUT_NAMES if name not in outputs]
     if missing:
         raise ConfigError(f"{path}: has outputs {sorted(outputs)}, lacks {missing}")
-    expected = [(inputs[0], spec.observation_size)] + [(outputs[name], spec.action_size) for name in OUTPUT_NAMES]
+    expected = [(inputs[0], spec.observation_size)] + [(outputs[name], spec.action_size) for name in output_names]
     for item, size in expected:
         if item.type != "tensor(float)":
             raise ConfigError(f"{path}: {item.name!r} has type {item.type}, expected float32")

@@ -11,7 +11,7 @@ from typing import Any
 import onnxruntime
 
 from deploy.onnx_file import graph_hash
-from mpo_robot.errors import ConfigError, SpecMismatchError
+from mpo_robot.errors import ConfigError, SpecMismatchError, first_line
 from mpo_robot.specs import PolicySpec
 
 METADATA_KEY = "mpo_robot"
@@ -95,8 +95,7 @@ def _open_session(data: bytes, path: Path) -> onnxruntime.InferenceSession:
     try:
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has no common base class for its errors
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-        raise ConfigError(f"{path} is not an ONNX policy this program can load: {reason}") from error
+        raise ConfigError(f"{path} is not an ONNX policy this program can load: {first_line(error)}") from error
 
 
 def _read_metadata(session: onnxruntime.InferenceSession, path: Path) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """ONNX export with the normaliser and the command scaling inside, the spec in the metadata, and a parity gate.
 
-The file has one input, `obs` [batch, O] (raw observations), and two outputs in physical command units: `actions`
-[batch, A], the policy's mean clipped to the command bounds, and `stddev` [batch, A]. For discrete actions they are
-`actions` [batch, 1], the index of the most probable action as a float, and `logits` [batch, K].
+The file has one input, `obs` [batch, O] (raw observations), and three outputs in physical command units: `actions`
+[batch, A], the policy's mean clipped to the command bounds; `stddev` [batch, A]; and `mean` [batch, A], unclipped. For
+discrete actions they are `actions` [batch, 1], the index of the most probable action as a float, and `logits`
+[batch, K].
 
-The metadata's `distribution` says whether the two are a Gaussian to sample from (`gaussian`) or not (`none`): then
-`stddev` is for information only, and whoever acts with the file must send `actions` as they are.
+Whoever samples draws from N(mean, stddev^2) and clips the sample, as the training does: around the clipped mean it
+would be another policy (docs/decisions/0024). The metadata's `distribution` says whether there is such a Gaussian
+(`gaussian`) or not (`none`): then `stddev` is for information only, and `actions` must be sent as they are.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from mpo_robot.errors import ExportError
+from mpo_robot.errors import ExportError, first_line
 from mpo_robot.normalization import RunningNormalizer
 from mpo_robot.specs import PolicySpec
 from mpo_robot.types import FloatArray
@@ -42,8 +44,8 @@ PARITY_TOLERANCE = 1e-5
 class ParityResult(NamedTuple):
     """Largest difference between torch and onnxruntime.
 
-    In units of half the command range; for discrete actions of the logits, relative to the largest of them where that
-    is above 1.
+    In units of half the command range, of the unclipped mean relative to its distance from the centre where that is
+    more; for discrete actions of the logits, relative to the largest of them where that is above 1.
     """
 
     max_abs_error: float
@@ -51,9 +53,9 @@ class ParityResult(NamedTuple):
 
 
 class ExportedPolicy(nn.Module):
-    """Normaliser, policy and command scaling as one graph: obs [batch, O] -> actions, stddev [batch, A]."""
+    """Normaliser, policy and command scaling as one graph: obs [batch, O] -> actions, stddev, mean [batch, A]."""
 
-    output_names: ClassVar[tuple[str, ...]] = ("actions", "stddev")
+    output_names: ClassVar[tuple[str, ...]] = ("actions", "stddev", "mean")
     offset: Tensor
     scale: Tensor
     command_center: Tensor
@@ -74,12 +76,12 @@ class ExportedPolicy(nn.Module):
         ):
             self.register_buffer(name, torch.tensor(array))
 
-    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean command clipped to the bounds, and its standard deviation, in physical units."""
+    def forward(self, obs: Tensor) -> tuple[Tensor, ...]:
+        """Mean command clipped to the bounds, its standard deviation, and the mean as it is, in physical units."""
         policy: Any = self.policy  # every policy of continuous actions has the method
         mean, stddev = policy.mean_and_stddev(self.normalized(obs))
         actions = self.command_center + self.command_half_range * mean.clamp(-1.0, 1.0)
-        return actions, stddev * self.command_half_range
+        return actions, stddev * self.command_half_range, self.command_center + self.command_half_range * mean
 
     def normalized(self, obs: Tensor) -> Tensor:
         """What the policy network sees."""
@@ -89,7 +91,9 @@ class ExportedPolicy(nn.Module):
     def differences(self, actual: list[FloatArray], expected: list[FloatArray]) -> list[npt.NDArray[Any]]:
         """By how much each number differs, in the unit of `ParityResult`."""
         half_range: FloatArray = self.command_half_range.numpy()
-        return [np.abs(got - want) / half_range for got, want in zip(actual, expected)]
+        differences = [np.abs(got - want) / half_range for got, want in zip(actual, expected)]
+        distance = np.abs(expected[2] - self.command_center.numpy()) / half_range  # of the mean, which has no bounds
+        return [*differences[:2], differences[2] / np.maximum(distance, 1.0)]
 
 
 class ExportedCategoricalPolicy(ExportedPolicy):
@@ -97,7 +101,7 @@ class ExportedCategoricalPolicy(ExportedPolicy):
 
     output_names: ClassVar[tuple[str, ...]] = ("actions", "logits")
 
-    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, obs: Tensor) -> tuple[Tensor, ...]:
         """Index of the most probable action, and the logits of all."""
         logits = self.policy(self.normalized(obs))
         return logits.argmax(dim=-1, keepdim=True).to(logits.dtype), logits
@@ -176,7 +180,7 @@ def parity_observations(spec: PolicySpec, normalizer: RunningNormalizer | None) 
 
 
 def check_parity(module: ExportedPolicy, model_bytes: bytes, observations: FloatArray) -> ParityResult:
-    """Compare both outputs of torch and onnxruntime on raw observations [K, O]."""
+    """Compare the outputs of torch and onnxruntime on raw observations [K, O]."""
     with torch.inference_mode():
         expected = [output.numpy() for output in module(torch.from_numpy(observations))]
     session = onnxruntime.InferenceSession(model_bytes, providers=["CPUExecutionProvider"])
@@ -201,8 +205,9 @@ def _to_onnx(module: ExportedPolicy, observation_size: int) -> onnx.ModelProto:
                 verbose=False,
             )
     except Exception as error:  # the exporter's stages raise types of their own
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-        raise ExportError(f"torch could not turn the policy into ONNX: {type(error).__name__}: {reason}") from error
+        raise ExportError(
+            f"torch could not turn the policy into ONNX: {type(error).__name__}: {first_line(error)}"
+        ) from error
     if program is None:
         raise ExportError("torch.onnx.export returned nothing")
     model = program.model_proto

@@ -67,8 +67,8 @@ def write_linear_policy(
     }
     nodes = [
         helper.make_node("MatMul", ["obs", "weight"], ["product"]),
-        helper.make_node("Add", ["product", "bias"], ["raw"]),
-        helper.make_node("Min", ["raw", "high"], ["below"]),
+        helper.make_node("Add", ["product", "bias"], ["mean"]),
+        helper.make_node("Min", ["mean", "high"], ["below"]),
         helper.make_node("Max", ["below", "low"], ["actions"]),
         helper.make_node("Shape", ["obs"], ["shape"]),
         helper.make_node("Gather", ["shape", "first"], ["batch_size"]),
@@ -114,8 +114,8 @@ def write_mlp_policy(
         nodes.append(helper.make_node("Gemm", head, [f"{name}_raw"]))
     nodes += [
         helper.make_node("Mul", ["mean_raw", "half"], ["scaled"]),
-        helper.make_node("Add", ["scaled", "center"], ["command"]),
-        helper.make_node("Min", ["command", "high"], ["below"]),
+        helper.make_node("Add", ["scaled", "center"], ["mean"]),
+        helper.make_node("Min", ["mean", "high"], ["below"]),
         helper.make_node("Max", ["below", "low"], ["actions"]),
         helper.make_node("Softplus", ["stddev_raw"], ["positive"]),
         helper.make_node("Mul", ["positive", "stddev_scale"], ["stddev"]),
@@ -131,14 +131,19 @@ def write_model(
     metadata: dict[str, Any] | None = None,
     edit: Callable[[onnx.ModelProto], None] | None = None,
 ) -> Path:
-    """Assemble nodes that make `actions` and `stddev` from `obs` into a policy file; `edit` may spoil it at the end."""
+    """Assemble nodes that make the outputs from `obs` into a policy file; `edit` may spoil it at the end.
+
+    Without a node that makes `mean` it is a file of before that output.
+    """
+    made = {name for node in nodes for name in node.output}
     graph = helper.make_graph(
         nodes,
         "policy",
         [helper.make_tensor_value_info("obs", TensorProto.FLOAT, ["batch", spec.observation_size])],
         [
-            helper.make_tensor_value_info("actions", TensorProto.FLOAT, ["batch", spec.action_size]),
-            helper.make_tensor_value_info("stddev", TensorProto.FLOAT, ["batch", spec.action_size]),
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", spec.action_size])
+            for name in ("actions", "stddev", "mean")
+            if name in made or name != "mean"
         ],
         [numpy_helper.from_array(value, name) for name, value in initializers.items()],
     )

@@ -39,9 +39,29 @@ def test_deterministic_action_is_the_normalized_mean_without_density(policy):
     assert result.action.dtype == result.mean.dtype == result.stddev.dtype == np.float32
 
 
-def test_mean_is_clipped_to_command_bounds(policy):
-    mean = policy.act(np.array([100.0, 0.0, 0.0], np.float32), stochastic=False).mean
-    np.testing.assert_allclose(mean, [1.0, -1.0], atol=1e-6)
+def test_the_mean_is_that_of_the_gaussian_and_only_the_command_is_clipped(policy):
+    result = policy.act(np.array([100.0, 0.0, 0.0], np.float32), stochastic=False)
+    assert (np.abs(result.mean) > 1.5).all()
+    np.testing.assert_array_equal(result.action, result.mean)
+    command = policy.spec.to_command(result.action)
+    np.testing.assert_allclose(command, [policy.spec.command_high[0], policy.spec.command_low[1]], rtol=1e-6)
+
+
+def test_a_file_of_before_the_output_mean_has_its_gaussian_around_the_clipped_one(tmp_path):
+    nodes = [("MatMul", ["obs", "zero"], "m"), ("Add", ["m", "high"], "actions")]
+    spread = [("MatMul", ["obs", "zero"], "n"), ("Add", ["n", "row"], "stddev")]
+    policy = OnnxPolicy(make(tmp_path, nodes, spread, zero=ZERO, high=SPEC.command_high, row=0.1))
+    result = policy.act(np.zeros(3, np.float32), True, np.random.default_rng(0))
+    np.testing.assert_allclose(result.mean, [1.0, 1.0], atol=1e-6)
+    assert result.log_prob == pytest.approx(gaussian_log_prob(result.action, result.mean, result.stddev))
+
+
+def test_actions_that_are_not_the_clipped_mean_are_found_at_load(tmp_path):
+    nodes = [("MatMul", ["obs", "zero"], "actions"), ("Add", ["actions", "shift"], "mean")]
+    spread = [("Add", ["actions", "row"], "stddev")]
+    path = make(tmp_path, nodes, spread, zero=ZERO, shift=0.5 * SPEC.command_half_range, row=0.1)
+    with pytest.raises(ConfigError, match="not its output 'mean', clipped"):
+        OnnxPolicy(path)
 
 
 def test_log_prob_is_the_density_of_the_returned_action(policy):

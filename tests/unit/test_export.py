@@ -50,11 +50,14 @@ def exported(policy, normalizer, tmp_path_factory):
 def test_outputs_are_physical_commands_with_normaliser_and_scaling_folded_in(exported, policy, normalizer):
     session = onnxruntime.InferenceSession(str(exported[0]), providers=["CPUExecutionProvider"])
     observations = (np.random.default_rng(1).standard_normal((64, 3)) * 10).astype(np.float32)
-    actions, stddev = session.run(["actions", "stddev"], {"obs": observations})
+    actions, stddev, exact = session.run(["actions", "stddev", "mean"], {"obs": observations})
     with torch.no_grad():
         mean, spread = policy(torch.from_numpy(normalizer(observations)))
     assert (np.abs(mean.numpy()) > 1).any()  # so that clipping is tested
     np.testing.assert_allclose(actions, SPEC.to_command(mean.numpy()), atol=2e-5)
+    np.testing.assert_allclose(
+        exact, SPEC.command_center + SPEC.command_half_range * mean.numpy(), rtol=1e-4, atol=2e-5
+    )
     np.testing.assert_allclose(stddev, spread.numpy() * SPEC.command_half_range, rtol=1e-5)
     assert (actions >= SPEC.command_low).all()
     assert (actions <= SPEC.command_high).all()
@@ -63,8 +66,8 @@ def test_outputs_are_physical_commands_with_normaliser_and_scaling_folded_in(exp
 def test_any_batch_size_works(exported):
     session = onnxruntime.InferenceSession(str(exported[0]), providers=["CPUExecutionProvider"])
     for size in (1, 2, 7, 1000):
-        actions, stddev = session.run(["actions", "stddev"], {"obs": np.zeros((size, 3), np.float32)})
-        assert actions.shape == stddev.shape == (size, 2)
+        results = session.run(["actions", "stddev", "mean"], {"obs": np.zeros((size, 3), np.float32)})
+        assert {result.shape for result in results} == {(size, 2)}
 
 
 def test_the_robot_side_sees_the_same_policy_as_the_trainer(exported, policy, normalizer):
@@ -74,8 +77,24 @@ def test_the_robot_side_sees_the_same_policy_as_the_trainer(exported, policy, no
         observation = np.random.default_rng(seed).standard_normal(3).astype(np.float32)
         action = loaded.act(observation, stochastic=False, rng=np.random.default_rng(0))
         mean, stddev = actor.distribution(normalizer(observation))
-        np.testing.assert_allclose(action.action, np.clip(mean, -1, 1), atol=1e-5)
+        np.testing.assert_allclose(action.action, mean, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(action.stddev, stddev, rtol=1e-4)
+
+
+def test_the_robot_samples_the_policy_that_was_trained_where_its_mean_is_outside_the_bounds_too(
+    exported, policy, normalizer
+):
+    loaded, actor = OnnxPolicy(exported[0]), NumpyActor(policy)
+    outside = 0
+    for seed in range(50):
+        observation = normalizer((10 * np.random.default_rng(seed).standard_normal(3)).astype(np.float32))
+        raw = observation / normalizer.scale + normalizer.offset
+        served = loaded.act(raw.astype(np.float32), True, np.random.default_rng(seed))
+        trained = actor.sample(observation, np.random.default_rng(seed).standard_normal(2).astype(np.float32))
+        np.testing.assert_allclose(served.action, trained.action, rtol=1e-3, atol=1e-4)
+        assert served.log_prob == pytest.approx(trained.log_prob, abs=1e-2)
+        outside += bool((np.abs(actor.distribution(observation)[0]) > 1.5).any())
+    assert outside > 10
 
 
 def test_metadata_is_complete_and_at_full_precision(exported):
@@ -158,7 +177,7 @@ def test_baselines_export_what_their_evaluations_do(algorithm, normalizer, tmp_p
         observation = rng.standard_normal(3).astype(np.float32)
         action = loaded.act(observation, stochastic=False)
         mean, stddev = actor.distribution(normalizer(observation))
-        np.testing.assert_allclose(action.action, np.clip(mean, -1, 1), atol=1e-5)
+        np.testing.assert_allclose(action.action, mean, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(action.stddev, stddev, rtol=1e-3)
         if loaded.has_density:
             sampled = loaded.act(observation, stochastic=True, rng=rng)
