@@ -98,15 +98,14 @@ class ActorCritic(abc.ABC):
         if config.policy_average_updates is not None:
             self.averaged_policy = copy.deepcopy(policy).requires_grad_(False)
             self._averages = {"averaged_policy": flatten_parameters(self.averaged_policy)}
-        rates = {
+        self._rates = {
             "policy": config.learning_rate_policy,
             "critic": config.learning_rate_critic,
             "duals": config.learning_rate_duals,
         }
         self.optimizers = {
-            name: torch.optim.Adam([flat], lr=rates[name], fused=True) for name, flat in self._online.items()
+            name: torch.optim.Adam([flat], lr=self._rates[name], fused=True) for name, flat in self._online.items()
         }
-        self._decaying = {name: rates[name] for name in ("policy", "critic")}
         self.generator = torch.Generator().manual_seed(seed)
         self.learner_steps = 0
 
@@ -201,8 +200,7 @@ class ActorCritic(abc.ABC):
                 gradient.mul_((self.config.grad_clip_norm / (norm + 1e-6)).clamp(max=1.0))
         decay = self._rate_decay()
         for name, optimizer in self.optimizers.items():
-            if name in self._decaying:
-                optimizer.param_groups[0]["lr"] = self._decaying[name] * decay
+            optimizer.param_groups[0]["lr"] = self._rates[name] * (1.0 if name == "duals" else decay)
             optimizer.step()
         for flat in self._online.values():
             flat_gradient(flat).zero_()

@@ -113,8 +113,10 @@ class CategoricalLearner(ActorCritic):
         return CategoricalActor(policy)
 
     def project(self) -> None:
-        """Keep the dual variables in their range."""
+        """Keep the dual variables in their range, and a fixed temperature what the settings say."""
         self.duals.clamp_()
+        if self.config.mpo.temperature_update == "fixed":  # a resumed run may have learned it before
+            self.duals.set_temperature_(torch.full((1,), self.config.categorical.init_temperature))
 
     def backward(
         self, batch: SequenceBatch, reward_scale: float = 1.0, want_metrics: bool = False

@@ -100,8 +100,10 @@ class Learner(ContinuousActorCritic):
         return NumpyActor(policy)
 
     def project(self) -> None:
-        """Keep the dual variables in their range."""
+        """Keep the dual variables in their range, and a fixed temperature what the settings say."""
         self.duals.clamp_()
+        if self.config.mpo.temperature_update == "fixed":  # a resumed run may have learned it before
+            self.duals.set_temperatures_(torch.full((2,), self.config.mpo.init_temperature))
 
     def backward(self, batch: SequenceBatch, reward_scale: float = 1.0, want_metrics: bool = False) -> Metrics | None:
         """First half of `update`: all losses, and their gradients in the parameters' `grad`."""

@@ -121,8 +121,9 @@ class LearnerConfig:
             depend on it: the online policy collects.
         compile: Compile the losses with `torch.compile`: about a quarter less time per update at the default size, for
             a minute at the start. Needs a C++ compiler. Only `mpo` on continuous actions does it.
-        return_scale_bound: The critic learns rewards divided by a running scale of the discounted return, such that
-            no discounted sum of collected rewards is larger than this bound; None to learn plain rewards.
+        return_scale_bound: The critic learns rewards divided by a running scale, such that no sum of the collected
+            rewards of an episode so far, older ones discounted more, is larger than this bound; values are about as
+            large. None to learn plain rewards.
     """
 
     algorithm: str = "mpo"

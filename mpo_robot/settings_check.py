@@ -54,7 +54,15 @@ _PPO_TAKES = (
     "learner.critic.hidden_sizes",
     "learner.ppo",
 )
-_REPLAY = ("warmup_steps", "updates_per_step", "noise_color", "noise_scale_min", "replay_capacity", "replay_bytes")
+_REPLAY = (
+    "warmup_steps",
+    "updates_per_step",
+    "environment_threads",
+    "noise_color",
+    "noise_scale_min",
+    "replay_capacity",
+    "replay_bytes",
+)
 _GAUSSIAN = ("learner.policy.init_stddev", "learner.policy.min_stddev", "learner.policy.tanh_mean")
 
 # The first that fits a setting gives the reason.
@@ -175,6 +183,16 @@ IDLE = (
         "unless learner.returns is retrace or td_lambda",
     ),
     Idle(
+        ("learner.retrace_lambda",),
+        lambda learner, discrete: learner.sequence_length == 1,
+        "with sequence_length 1: every return is bootstrapped after one step",
+    ),
+    Idle(
+        ("learner.critic.aggregate",),
+        lambda learner, discrete: learner.critic.num_critics == 1,
+        "with critic.num_critics 1",
+    ),
+    Idle(
         ("learner.critic.num_atoms", "learner.critic.value_bound"),
         lambda learner, discrete: learner.critic.head == "scalar",
         "with critic.head: scalar, which has no support",
@@ -207,6 +225,8 @@ def idle_settings(training: TrainingConfig, learner: LearnerConfig, discrete: bo
     for key in differences({"training": TrainingConfig(), "learner": LearnerConfig()}, given):
         reasons = [rule.why for rule in IDLE if rule.covers(key) and rule.when(learner, discrete)]
         result |= {key: reasons[0]} if reasons else {}
+    if training.environment_threads > 1 and training.environments == 1:
+        result.setdefault("training.environment_threads", "with one environment: set training.environments")
     return result
 
 

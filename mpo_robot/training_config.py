@@ -27,7 +27,7 @@ class TrainingConfig:
         evaluation_episodes: Episodes per evaluation, with the policy's mean, in the nominal environment.
         log_period: Steps between rows of metrics.csv.
         checkpoint_period: Steps between checkpoints. There is always one at the end of the warm-up, at the end of the
-            training and at Ctrl-C.
+            training and at Ctrl-C. `ppo` has no warm-up, and saves between its rollouts.
         checkpoint_minutes: A checkpoint is also written when the last one is this old.
         threads: CPU threads of torch.
     """

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ class PPOTrainer(BaseCallback):
         self.actor = PPOActor(self.network)
         self.stop_requested = False
         self.clock = WallClock()
-        self._last_saved = 0
+        self._last_saved, self._last_saved_at = 0, time.monotonic()
         self._action_repeat = action_repeat
 
     @property
@@ -121,7 +122,10 @@ class PPOTrainer(BaseCallback):
         return evaluate(self.evaluation_environment, act, self.config.evaluation_episodes, EVALUATION_SEED)
 
     def _on_rollout_start(self) -> None:
-        due = self.environment_steps - self._last_saved >= self.config.checkpoint_period
+        due = (
+            self.environment_steps - self._last_saved >= self.config.checkpoint_period
+            or time.monotonic() - self._last_saved_at >= 60.0 * self.config.checkpoint_minutes
+        )
         if self.environment_steps and (due or self.stop_requested):
             self.save()
         if self.stop_requested:
@@ -182,7 +186,7 @@ class PPOTrainer(BaseCallback):
             "wall_time_s": self.clock.seconds,
         }
         save_checkpoint(self.folder.checkpoints, self.environment_steps, state, _no_replay)
-        self._last_saved = self.environment_steps
+        self._last_saved, self._last_saved_at = self.environment_steps, time.monotonic()
 
     def resume(self) -> None:
         """Restore the newest checkpoint, exactly."""

@@ -59,7 +59,9 @@ def run(args: argparse.Namespace) -> int:
     if seed is None:
         seed = EVALUATION_SEED + (UNSEEN_SEEDS if was_chosen else 0)
     if args.task:
-        environment_config = EnvironmentConfig(task=args.task)
+        # Of the training's other settings those stay that are part of the interface or of the comparison.
+        known = environment_config or EnvironmentConfig(args.task)
+        environment_config = replace(known, task=args.task, atari=known.atari if args.task.startswith("ale:") else None)
     if environment_config is None:
         raise ConfigError(f"{args.policy} does not say what task it was trained on: give --task")
     task = environment_config.task

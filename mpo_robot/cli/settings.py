@@ -24,7 +24,7 @@ class RunConfig:
         environment: Task and domain randomisation.
         training: Loop settings.
         learner: Networks and MPO hyperparameters.
-        seed: Seed of everything.
+        seed: Seed of everything but what `environment.startup_seed` draws: runs of other seeds have the same body.
     """
 
     environment: EnvironmentConfig

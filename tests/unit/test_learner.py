@@ -328,6 +328,21 @@ def test_a_restored_learner_continues_exactly(tmp_path):
     assert_equal_states(other.state_dict(), learner.state_dict())
 
 
+def test_settings_changed_at_a_resume_are_those_in_force():
+    learner = make_learner()
+    learner.update(make_batch())
+    changes = {"learning_rate_policy": 2e-4, "learning_rate_critic": 3e-4, "learning_rate_duals": 4e-4}
+    fixed = {"mpo__temperature_update": "fixed", "mpo__init_temperature": 0.1, "learning_rate_decay_steps": None}
+    other = make_learner(**fixed, **changes)
+    other.load_state_dict(learner.state_dict())
+    for _ in range(2):
+        metrics = other.update(make_batch(), want_metrics=True)
+    rates = {f"learning_rate_{name}": item.param_groups[0]["lr"] for name, item in other.optimizers.items()}
+    assert rates == pytest.approx(changes)
+    assert metrics.temperature == pytest.approx(0.1)
+    assert metrics.penalty_temperature == pytest.approx(0.1)
+
+
 def test_the_state_is_a_copy():
     learner = make_learner()
     state = learner.state_dict()

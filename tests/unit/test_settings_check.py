@@ -38,6 +38,7 @@ SITUATIONS = [
     ({"mpo__kl_form": "price"}, False),
     ({"returns": "n_step"}, False),
     ({"critic__head": "hl_gauss"}, False),
+    ({"critic__num_critics": 1}, False),
     ({"learning_rate_decay_steps": None}, False),
     ({}, True),
     ({"mpo__temperature_update": "fixed"}, True),
@@ -133,12 +134,20 @@ def test_no_default_is_refused(algorithm, num_actions):
         (None, {"algorithm": "ppo", "returns": "td_zero"}, "learner.returns", "whose settings are learner.ppo"),
         (None, {"return_horizon": 9}, "learner.return_horizon", "beyond learner.sequence_length"),
         (None, {"ppo__epochs": 3}, "learner.ppo.epochs", "unless learner.algorithm is ppo"),
+        (None, {"sequence_length": 1, "retrace_lambda": 0.5}, "learner.retrace_lambda", "after one step"),
+        (None, {"critic__num_critics": 1, "critic__aggregate": "mean"}, "learner.critic.aggregate", "num_critics 1"),
     ],
 )
 def test_the_objection_names_the_setting_and_a_way_out(num_actions, learner, key, hint):
     (text,) = objections_to(num_actions, **learner)
     assert text.startswith(key)
     assert hint in text
+
+
+def test_threads_for_one_environment_are_refused():
+    (text,) = objections_to(training={"environment_threads": 2})
+    assert text.startswith("training.environment_threads has no effect with one environment: set training.environments")
+    assert objections_to(training={"environment_threads": 2, "environments": 4}) == []
 
 
 def test_ppo_has_no_replay_and_no_warm_up():
