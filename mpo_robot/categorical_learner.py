@@ -18,7 +18,8 @@ from mpo_robot.categorical_networks import CategoricalCritics, CategoricalPolicy
 from mpo_robot.duals import MIN_RAW_ALPHA, MIN_RAW_TEMPERATURE, inverse_softplus, positive, raw_of
 from mpo_robot.losses import categorical_policy as losses
 from mpo_robot.losses.categorical_policy import CategoricalEStep
-from mpo_robot.losses.mstep_single import SingleMStep
+from mpo_robot.losses.constraint import bound, price
+from mpo_robot.losses.mstep import SingleMStep
 from mpo_robot.losses.parametric import categorical_parametric_step
 from mpo_robot.losses.returns import off_policy_returns
 from mpo_robot.mpo_config import LearnerConfig
@@ -151,8 +152,8 @@ class CategoricalLearner(ActorCritic):
         self, online: Tensor, targets: CategoricalTargets, state_weights: Tensor
     ) -> tuple[CategoricalEStep, SingleMStep]:
         """The online policy is itself the variational distribution; the weights are the target policy's."""
-        bound = (self.duals.alpha, self.config.categorical.epsilon_policy)
-        step = categorical_parametric_step(online, targets.logits, targets.q_values, *bound, state_weights)
+        limit = bound(self.duals.alpha, self.config.categorical.epsilon_policy)
+        step = categorical_parametric_step(online, targets.logits, targets.q_values, limit, state_weights)
         no_estep = CategoricalEStep(targets.logits.softmax(dim=-1), state_weights * 0.0, state_weights.new_zeros(()))
         return no_estep, step
 
@@ -160,18 +161,18 @@ class CategoricalLearner(ActorCritic):
         """Temperature of the E-step, [1]; only a learned one takes part in the dual loss."""
         update = self.config.mpo.temperature_update
         if update == "exact":
-            bound = self.config.categorical.epsilon
+            epsilon = self.config.categorical.epsilon
             self.duals.set_temperature_(
-                losses.categorical_exact_temperature(targets.q_values, targets.logits, bound, state_weights)
+                losses.categorical_exact_temperature(targets.q_values, targets.logits, epsilon, state_weights)
             )
         return self.duals.temperature if update == "learned" else self.duals.temperature.detach()
 
     def _mstep(self, online: Tensor, target: Tensor, weights: Tensor, state_weights: Tensor) -> SingleMStep:
         """The M-step with a bound on its KL, or with a price that stays as it is."""
         own = self.config.categorical
-        if self.config.mpo.kl_form == "price":
-            return losses.soft_categorical_mstep(online, target, weights, own.init_alpha, state_weights)
-        return losses.categorical_mstep(online, target, weights, self.duals.alpha, own.epsilon_policy, state_weights)
+        is_price = self.config.mpo.kl_form == "price"
+        limit = price(own.init_alpha) if is_price else bound(self.duals.alpha, own.epsilon_policy)
+        return losses.categorical_mstep(online, target, weights, limit, state_weights)
 
     @torch.no_grad()
     def target_pass(self, batch: TensorBatch, reward_scale: float) -> CategoricalTargets:

@@ -14,13 +14,14 @@ from mpo_robot.acting import NumpyActor
 from mpo_robot.actor_critic import TensorBatch
 from mpo_robot.continuous import ContinuousActorCritic
 from mpo_robot.duals import Duals
-from mpo_robot.families import FAMILIES, parametric_update, policy_mstep, weighted_moments
 from mpo_robot.losses.distributional import n_step_bootstrap, project_pmf
 from mpo_robot.losses.estep import EStep, nonparametric_estep, out_of_bounds_cost
 from mpo_robot.losses.exact_dual import exact_temperature
+from mpo_robot.losses.families import FAMILIES, detached, weighted_moments
 from mpo_robot.losses.mstep import MStep
 from mpo_robot.mpo_config import LearnerConfig
 from mpo_robot.networks import GaussianPolicy
+from mpo_robot.policy_update import parametric_update, policy_mstep
 from mpo_robot.replay import SequenceBatch
 from mpo_robot.return_estimator import carries_trace, return_horizon
 
@@ -163,7 +164,7 @@ class Learner(ContinuousActorCritic):
         mpo = self.config.mpo
         policy, actions, values = target.policy, target.actions, target.q_values
         if mpo.parametric_estimator == "likelihood_ratio":
-            policy = type(online)(*(item.detach() for item in online))
+            policy = detached(online)
             actions = self._family.sample(policy, target.noise)
             values = self.target_critic.target_values(observation, actions.clamp(-1.0, 1.0))
         if mpo.action_penalization:

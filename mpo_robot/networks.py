@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from mpo_robot.losses.distributional import MARGIN, cross_entropy, expected_value, hl_gauss_pmf, support
 from mpo_robot.losses.full_covariance import FullGaussian, stddev
-from mpo_robot.losses.mstep import Gaussian
+from mpo_robot.losses.gaussian import Gaussian
 
 CHUNK_ROWS = 2048  # of hidden activations in the target pass; with 256 units they fill 2 MB
 

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from mpo_robot.acting import FloatArray, NumpyActor, run_layers
 from mpo_robot.actor_critic import TensorBatch
 from mpo_robot.continuous import ContinuousActorCritic
-from mpo_robot.losses.gaussian import log_prob
-from mpo_robot.losses.mstep import Gaussian
+from mpo_robot.losses.gaussian import Gaussian, log_prob
 from mpo_robot.losses.policy_gradient import deterministic_policy_gradient
 from mpo_robot.mpo_config import LearnerConfig
 from mpo_robot.networks import PolicyConfig, hidden_layers

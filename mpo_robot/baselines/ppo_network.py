@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mpo_robot.acting import FloatArray, SampledAction
-from mpo_robot.losses.gaussian import log_prob
-from mpo_robot.losses.mstep import Gaussian
+from mpo_robot.losses.gaussian import Gaussian, log_prob
 
 
 class PPONetwork(nn.Module):

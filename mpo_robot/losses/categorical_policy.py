@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mpo_robot.losses.constraint import Constraint
 from mpo_robot.losses.exact_dual import exact_temperature
-from mpo_robot.losses.mstep import kl_penalty, soft_penalty
-from mpo_robot.losses.mstep_single import SingleMStep
+from mpo_robot.losses.mstep import SingleMStep
 
 
 class CategoricalEStep(NamedTuple):
@@ -94,37 +94,23 @@ def categorical_mstep(
     online_logits: Tensor,
     target_logits: Tensor,
     normalized_weights: Tensor,
-    alpha: Tensor,
-    epsilon: float,
+    constraint: Constraint,
     state_weights: Tensor,
 ) -> SingleMStep:
-    """Cross-entropy -sum_s w_s sum_a q(a|s) log pi_online(a|s) under a bound on KL(target || online).
+    """Cross-entropy -sum_s w_s sum_a q(a|s) log pi_online(a|s) under a constraint on KL(target || online).
 
-    Abdolmaleki et al. 2018, equation 12. Gradient flows to `online_logits` and, in the penalty, to `alpha`.
+    Abdolmaleki et al. 2018, equations 11 and 12. Gradient flows to `online_logits`, and of the penalty to a multiplier.
 
     Args:
         online_logits: [S, K].
         target_logits: [S, K]; gradients are stopped here.
         normalized_weights: [S, K] of the E-step.
-        alpha: [1] positive multiplier.
-        epsilon: Bound in nats.
+        constraint: On the KL, [S, 1].
         state_weights: [S], sum 1.
     """
     divergence = kl(target_logits.detach(), online_logits).unsqueeze(-1)  # [S, 1]
     return SingleMStep(
-        cross_entropy(online_logits, normalized_weights, state_weights),
-        kl_penalty(divergence, alpha, epsilon, state_weights),
-    )
-
-
-def soft_categorical_mstep(
-    online_logits: Tensor, target_logits: Tensor, normalized_weights: Tensor, kl_weight: float, state_weights: Tensor
-) -> SingleMStep:
-    """`categorical_mstep` with a fixed price of the KL instead of a bound (equation 11)."""
-    divergence = kl(target_logits.detach(), online_logits).unsqueeze(-1)  # [S, 1]
-    return SingleMStep(
-        cross_entropy(online_logits, normalized_weights, state_weights),
-        soft_penalty(divergence, kl_weight, state_weights),
+        cross_entropy(online_logits, normalized_weights, state_weights), constraint(divergence, state_weights)
     )
 
 

@@ -2,8 +2,7 @@
 
 The covariance is scale_tril scale_tril^T, scale_tril lower triangular with a positive diagonal. Only triangular solves
 and logarithms of diagonals: determinants and inverses of the covariance square its condition number and go negative or
-NaN in float32. With a diagonal factor everything here equals the functions of `losses/gaussian.py`, `losses/mstep.py`
-and `losses/mstep_single.py`, per dimension too. The M-steps are in `losses/mstep_full.py`.
+NaN in float32. With a diagonal factor everything here equals the functions of `losses/gaussian.py`, per dimension too.
 Axes: N sampled actions, S states, A action dimensions.
 """
 
@@ -15,8 +14,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from mpo_robot.losses.gaussian import HALF_LOG_TWO_PI
-from mpo_robot.losses.mstep import WeightedLikelihood
+from mpo_robot.losses.gaussian import HALF_LOG_TWO_PI, DecoupledKLs, WeightedLikelihood
 
 
 class FullGaussian(NamedTuple):
@@ -38,13 +36,6 @@ class FullNoiseMoments(NamedTuple):
     first: Tensor
     second: Tensor
     total: float = 1.0
-
-
-class DecoupledKLs(NamedTuple):
-    """KL(target || online) of the mean and of the covariance, [S, A] each, in nats; each sums over A to its KL."""
-
-    mean: Tensor
-    covariance: Tensor
 
 
 def sample(gaussian: FullGaussian, noise: Tensor) -> Tensor:
@@ -69,13 +60,24 @@ def stddev(scale_tril: Tensor) -> Tensor:
 
 
 def decoupled_kls(online: FullGaussian, target: FullGaussian) -> DecoupledKLs:
-    """Mean's KL under the target's covariance, covariance's KL under a common mean; gradient to `online` only.
+    """KL(target || online): mean's under the target's covariance, covariance's under a common mean, [S, A] each.
+
+    Gradient flows to `online` only.
 
     Per whitened dimension, never negative: entry i of the mean's is 1/2 y_i^2 with y = L_target^-1 (mu_online -
     mu_target), of the covariance's 1/2 (sum_j M_ij^2 - 1) - log M_ii with M = L_online^-1 L_target.
     """
     target_mean, target_tril = target.mean.detach(), target.scale_tril.detach()
     return DecoupledKLs(kl_mean(target_mean, target_tril, online.mean), kl_covariance(target_tril, online.scale_tril))
+
+
+def reverse_kls(online: FullGaussian, target: FullGaussian) -> DecoupledKLs:
+    """`decoupled_kls` the other way round, KL(online || target); gradient to `online` only."""
+    target_mean, target_tril = target.mean.detach(), target.scale_tril.detach()
+    return DecoupledKLs(
+        kl_mean(target_mean, target_tril, online.mean),  # symmetric in the means
+        kl_covariance(online.scale_tril, target_tril),
+    )
 
 
 def kl_mean(target_mean: Tensor, target_tril: Tensor, online_mean: Tensor) -> Tensor:
@@ -88,7 +90,7 @@ def kl_covariance(target_tril: Tensor, online_tril: Tensor) -> Tensor:
     return _covariance_kl(_solve(online_tril, target_tril))
 
 
-def full_kl(online: FullGaussian, target: FullGaussian) -> Tensor:
+def coupled_kl(online: FullGaussian, target: FullGaussian) -> Tensor:
     """KL(target || online) of mean and covariance together, [S, A], sum over A is the KL in nats.
 
     Per dimension whitened by the online policy. Gradient flows to `online` only.

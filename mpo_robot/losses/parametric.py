@@ -8,40 +8,17 @@ over the samples. Axes: N sampled actions, S states, A action dimensions, K disc
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mpo_robot.losses import categorical_policy, full_covariance, gaussian, mstep_single
-from mpo_robot.losses.full_covariance import FullGaussian, full_noise_moments
-from mpo_robot.losses.mstep import Gaussian, KLPenalty, kl_penalty, noise_moments
-from mpo_robot.losses.mstep_single import SingleMStep
+from mpo_robot.losses import categorical_policy
+from mpo_robot.losses.constraint import Constraint
+from mpo_robot.losses.families import Family, detached
+from mpo_robot.losses.mstep import MStep, SingleMStep
 
 Estimator = Literal["likelihood_ratio", "importance"]
-
-
-class Bounds(NamedTuple):
-    """Multipliers ([A] or [1], positive) and bounds (nats) of the two KLs."""
-
-    alpha_mean: Tensor
-    alpha_stddev: Tensor
-    epsilon_mean: float
-    epsilon_stddev: float
-
-
-class ParametricStep(NamedTuple):
-    """Parts of the step.
-
-    Attributes:
-        loss_policy: Scalar, minus the estimate of mean_s E_q A (for the likelihood ratio: its gradient only counts).
-        penalty_mean: KL(online || target) of the mean under the target's covariance.
-        penalty_stddev: KL(online || target) of the covariance.
-    """
-
-    loss_policy: Tensor
-    penalty_mean: KLPenalty
-    penalty_stddev: KLPenalty
 
 
 def advantage_weights(q_values: Tensor) -> Tensor:
@@ -77,99 +54,72 @@ def importance_loss(
 
 
 def parametric_step(
-    online: Gaussian,
-    target: Gaussian,
-    sampled_from: Gaussian,
+    family: Family,
+    online: Any,
+    target: Any,
+    sampled_from: Any,
     noise: Tensor,
     q_values: Tensor,
-    bounds: Bounds,
+    on_mean: Constraint,
+    on_stddev: Constraint,
     state_weights: Tensor,
     estimator: Estimator = "likelihood_ratio",
-) -> ParametricStep:
-    """Policy loss and KL terms for diagonal Gaussians.
+) -> MStep:
+    """Policy loss and KL terms; the loss is minus the estimate of mean_s E_q A, under `loss_policy_mean`.
+
+    Of the likelihood ratio's loss only the gradient counts. The KLs are KL(online || target).
 
     Args:
-        online: [S, A] each, with gradient.
-        target: [S, A] each; gradients are stopped here.
+        family: Of the three policies.
+        online: Its parameters, with gradient.
+        target: Likewise; gradients are stopped here.
         sampled_from: Policy that the actions were sampled from; gradients are stopped here. For "likelihood_ratio" it
             must be the online policy as it is now (as in the paper's algorithm 3): sum_n w_n log q(a_n) has the right
             gradient there only, and no lower bound. "importance" also holds for the target policy, while the two are
             close.
         noise: [N, S, A] standard-normal noise behind the actions, N >= 2.
         q_values: [N, S] their values by the target critic; gradients are stopped here.
-        bounds: Of the two KLs.
+        on_mean: Constraint on the KL of the mean.
+        on_stddev: Constraint on the KL of the covariance.
         state_weights: [S], sum 1.
         estimator: See `sampled_from`.
     """
-    behavior = Gaussian(sampled_from.mean.detach(), sampled_from.stddev.detach())
+    behavior = detached(sampled_from)
     if estimator == "importance":
-        actions = behavior.mean + behavior.stddev * noise
-        log_probs = gaussian.log_prob(*online, actions), gaussian.log_prob(*behavior, actions)
+        actions = family.sample(behavior, noise)
+        log_probs = family.log_prob(online, actions), family.log_prob(behavior, actions)
         loss = importance_loss(*log_probs, q_values, state_weights)
     else:
-        moments = noise_moments(advantage_weights(q_values), noise, total=0.0)
-        loss = mstep_single.coupled_likelihood(online, behavior, moments, state_weights)
-    target_mean, target_stddev = target.mean.detach(), target.stddev.detach()
-    mean_kl = gaussian.kl_mean(target_mean, target_stddev, online.mean)  # symmetric in the means
-    stddev_kl = gaussian.kl_stddev(online.stddev, target_stddev)
-    return ParametricStep(loss, *_penalties(mean_kl, stddev_kl, bounds, state_weights))
-
-
-def full_parametric_step(
-    online: FullGaussian,
-    target: FullGaussian,
-    sampled_from: FullGaussian,
-    noise: Tensor,
-    q_values: Tensor,
-    bounds: Bounds,
-    state_weights: Tensor,
-    estimator: Estimator = "likelihood_ratio",
-) -> ParametricStep:
-    """`parametric_step` for full covariances; per dimension means per whitened dimension."""
-    behavior = FullGaussian(sampled_from.mean.detach(), sampled_from.scale_tril.detach())
-    if estimator == "importance":
-        actions = full_covariance.sample(behavior, noise)
-        log_probs = full_covariance.log_prob(online, actions), full_covariance.log_prob(behavior, actions)
-        loss = importance_loss(*log_probs, q_values, state_weights)
-    else:
-        moments = full_noise_moments(advantage_weights(q_values), noise, total=0.0)
-        loss = full_covariance.coupled_likelihood(online, behavior, moments, state_weights)
-    target_mean, target_tril = target.mean.detach(), target.scale_tril.detach()
-    mean_kl = full_covariance.kl_mean(target_mean, target_tril, online.mean)  # symmetric in the means
-    covariance_kl = full_covariance.kl_covariance(online.scale_tril, target_tril)
-    return ParametricStep(loss, *_penalties(mean_kl, covariance_kl, bounds, state_weights))
+        moments: Any = family.moments(advantage_weights(q_values), noise, 0.0)
+        loss = family.coupled_likelihood(online, behavior, moments, state_weights)
+    kls = family.reverse_kls(online, target)
+    return MStep(
+        loss,
+        state_weights.new_zeros(()),
+        on_mean(kls.mean, state_weights),
+        on_stddev(kls.covariance, state_weights),
+    )
 
 
 def categorical_parametric_step(
     online_logits: Tensor,
     target_logits: Tensor,
     q_values: Tensor,
-    alpha: Tensor,
-    epsilon: float,
+    constraint: Constraint,
     state_weights: Tensor,
 ) -> SingleMStep:
-    """-mean_s sum_a q(a|s) A(s, a) over all discrete actions, exact, under a bound on KL(online || target).
+    """-mean_s sum_a q(a|s) A(s, a) over all discrete actions, exact, under a constraint on KL(online || target).
 
     Args:
         online_logits: [S, K], with gradient.
         target_logits: [S, K]; gradients are stopped here.
         q_values: [S, K] target critic's values; gradients are stopped here. A is Q minus E_target Q, which changes the
             loss, but not its gradient.
-        alpha: [1] positive multiplier.
-        epsilon: Bound in nats.
+        constraint: On the KL, [S, 1].
         state_weights: [S], sum 1.
     """
     values, target = q_values.detach(), target_logits.detach()
     advantage = values - categorical_policy.expected_value(values, target).unsqueeze(-1)
     loss = -(state_weights @ (torch.softmax(online_logits, dim=-1) * advantage).sum(dim=-1))
     divergence = categorical_policy.kl(online_logits, target).unsqueeze(-1)  # [S, 1]
-    return SingleMStep(loss, kl_penalty(divergence, alpha, epsilon, state_weights))
-
-
-def _penalties(
-    mean_kl: Tensor, stddev_kl: Tensor, bounds: Bounds, state_weights: Tensor
-) -> tuple[KLPenalty, KLPenalty]:
-    return (
-        kl_penalty(mean_kl, bounds.alpha_mean, bounds.epsilon_mean, state_weights),
-        kl_penalty(stddev_kl, bounds.alpha_stddev, bounds.epsilon_stddev, state_weights),
-    )
+    return SingleMStep(loss, constraint(divergence, state_weights))

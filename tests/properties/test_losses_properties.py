@@ -13,7 +13,7 @@ from mpo_robot.losses import categorical_policy, full_covariance, gaussian
 from mpo_robot.losses.estep import nonparametric_estep
 from mpo_robot.losses.exact_dual import MIN_TEMPERATURE, exact_temperature
 from mpo_robot.losses.full_covariance import FullGaussian
-from mpo_robot.losses.mstep import Gaussian, decoupled_kls
+from mpo_robot.losses.gaussian import Gaussian, decoupled_kls
 from mpo_robot.losses.parametric import advantage_weights
 from mpo_robot.losses.returns import n_step, off_policy_returns, retrace, td_lambda, td_zero
 
@@ -88,15 +88,15 @@ def factors(seed, states, size):
 def test_full_kls_are_not_negative_and_do_not_depend_on_coordinates(seed, states, size):
     online = FullGaussian(normal(seed, states, size), factors(seed + 2, states, size))
     target = FullGaussian(normal(seed + 4, states, size), factors(seed + 6, states, size))
-    for kl in (*full_covariance.decoupled_kls(online, target), full_covariance.full_kl(online, target)):
+    for kl in (*full_covariance.decoupled_kls(online, target), full_covariance.coupled_kl(online, target)):
         assert (kl >= -1e-12).all()
     change, shift = factors(seed + 8, states, size), normal(seed + 10, states, size)
     moved = [
         FullGaussian((change @ one.mean.unsqueeze(-1)).squeeze(-1) + shift, change @ one.scale_tril)
         for one in (online, target)
     ]
-    before = full_covariance.full_kl(online, target).sum(-1)
-    torch.testing.assert_close(full_covariance.full_kl(*moved).sum(-1), before, rtol=1e-6, atol=1e-9)
+    before = full_covariance.coupled_kl(online, target).sum(-1)
+    torch.testing.assert_close(full_covariance.coupled_kl(*moved).sum(-1), before, rtol=1e-6, atol=1e-9)
 
 
 @given(seeds, sizes, st.integers(1, 6))
@@ -108,7 +108,7 @@ def test_diagonal_and_full_kls_agree(seed, states, size):
     from_diagonal = decoupled_kls(Gaussian(mean, stddev), Gaussian(other, wide))
     for left, right in zip(full_covariance.decoupled_kls(online, target), from_diagonal):
         torch.testing.assert_close(left, right)
-    torch.testing.assert_close(full_covariance.full_kl(online, target), gaussian.kl_full(other, wide, mean, stddev))
+    torch.testing.assert_close(full_covariance.coupled_kl(online, target), gaussian.kl_full(other, wide, mean, stddev))
 
 
 @given(seeds, st.integers(2, 10), sizes)

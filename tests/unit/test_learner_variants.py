@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mpo_robot.families import DiagonalFamily, FullFamily, weighted_moments
+from mpo_robot.losses.families import DiagonalFamily, FullFamily, weighted_moments
 from mpo_robot.losses.returns import n_step, off_policy_returns, td_lambda, td_zero
 from mpo_robot.mpo_config import LearnerConfig, MPOConfig
 from mpo_robot.networks import CriticConfig, PolicyConfig

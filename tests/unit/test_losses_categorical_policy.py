@@ -7,6 +7,7 @@ import torch
 from torch.distributions import Categorical, kl_divergence
 
 from mpo_robot.losses import categorical_policy as discrete
+from mpo_robot.losses.constraint import bound, price
 from mpo_robot.losses.estep import nonparametric_estep
 
 S, K = 6, 5
@@ -124,7 +125,7 @@ def test_mstep_by_hand_and_its_gradients(problem):
     weights = torch.softmax(torch.randn(S, K, generator=torch.Generator().manual_seed(2)).double(), -1)
     weights.requires_grad_()
     alpha = torch.tensor([2.0], dtype=torch.float64, requires_grad=True)
-    step = discrete.categorical_mstep(online, target, weights, alpha, 0.01, state_weights)
+    step = discrete.categorical_mstep(online, target, weights, bound(alpha, 0.01), state_weights)
     log_online = torch.log_softmax(online, -1)
     assert step.loss_policy.item() == pytest.approx(-(state_weights @ (weights * log_online).sum(-1)).item())
     divergence = (state_weights @ discrete.kl(target, online)).item()
@@ -148,8 +149,8 @@ def test_mstep_by_hand_and_its_gradients(problem):
 def test_the_soft_mstep_is_the_hard_one_with_a_constant_multiplier(problem):
     _, target, online, state_weights = problem
     weights = torch.softmax(target.detach() + 1.0, -1)
-    soft = discrete.soft_categorical_mstep(online, target, weights, 3.0, state_weights)
-    hard = discrete.categorical_mstep(online, target, weights, torch.tensor([3.0]).double(), 0.1, state_weights)
+    soft = discrete.categorical_mstep(online, target, weights, price(3.0), state_weights)
+    hard = discrete.categorical_mstep(online, target, weights, bound(3.0 * torch.ones(1).double(), 0.1), state_weights)
     assert soft.loss_policy.item() == hard.loss_policy.item()
     assert soft.penalty.loss_kl.item() == pytest.approx(hard.penalty.loss_kl.item())
     assert soft.penalty.loss_alpha.item() == 0.0
@@ -157,10 +158,10 @@ def test_the_soft_mstep_is_the_hard_one_with_a_constant_multiplier(problem):
 
 def test_the_map_optimum_is_the_mixture_of_weights_and_target(problem):
     _, target, _, state_weights = problem
-    weights, price = torch.softmax(torch.arange(K).double(), 0).expand(S, K), 3.0
-    mixture = (weights + price * torch.softmax(target.detach(), -1)) / (1 + price)
+    weights, cost = torch.softmax(torch.arange(K).double(), 0).expand(S, K), 3.0
+    mixture = (weights + cost * torch.softmax(target.detach(), -1)) / (1 + cost)
     online = mixture.log().requires_grad_()
-    step = discrete.soft_categorical_mstep(online, target, weights, price, state_weights)
+    step = discrete.categorical_mstep(online, target, weights, price(cost), state_weights)
     gradient = torch.autograd.grad(step.loss_policy + step.penalty.loss_kl, online)[0]
     assert gradient.abs().max().item() < 1e-12
 
@@ -171,7 +172,7 @@ def test_extreme_logits_and_values_stay_finite():
     eta = torch.tensor([1e-3], requires_grad=True)
     half = torch.tensor([0.5, 0.5])
     estep = discrete.categorical_estep(q_values, logits, eta, 0.1, half)
-    step = discrete.categorical_mstep(logits, logits.detach().flip(-1), estep.normalized_weights, eta, 0.1, half)
+    step = discrete.categorical_mstep(logits, logits.detach().flip(-1), estep.normalized_weights, bound(eta, 0.1), half)
     loss = estep.loss_temperature + step.loss_policy + step.penalty.loss_kl + step.penalty.loss_alpha
     loss = loss + discrete.entropy(logits).sum()
     loss.backward()
@@ -187,8 +188,8 @@ def test_masked_states_do_not_count_and_shapes_are_checked(problem):
     right = discrete.categorical_estep(q_values[:1], target[:1], one, 0.1, one)
     assert left.loss_temperature.item() == pytest.approx(right.loss_temperature.item())
     weights = left.normalized_weights
-    left = discrete.categorical_mstep(online, target, weights, one, 0.1, first)
-    right = discrete.categorical_mstep(online[:1], target[:1], weights[:1], one, 0.1, one)
+    left = discrete.categorical_mstep(online, target, weights, bound(one, 0.1), first)
+    right = discrete.categorical_mstep(online[:1], target[:1], weights[:1], bound(one, 0.1), one)
     assert left.loss_policy.item() == pytest.approx(right.loss_policy.item())
     assert left.penalty.kl.item() == pytest.approx(right.penalty.kl.item())
     with pytest.raises(ValueError, match="q_values"):

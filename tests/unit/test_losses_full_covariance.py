@@ -5,9 +5,12 @@ import torch
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from mpo_robot.losses import full_covariance as full
-from mpo_robot.losses import gaussian, mstep, mstep_full, mstep_single
+from mpo_robot.losses import gaussian
+from mpo_robot.losses.constraint import KLPenalty, bound, price
+from mpo_robot.losses.families import DiagonalFamily, FullFamily
 from mpo_robot.losses.full_covariance import FullGaussian, full_noise_moments
-from mpo_robot.losses.mstep import Gaussian, noise_moments
+from mpo_robot.losses.gaussian import Gaussian, noise_moments
+from mpo_robot.losses.mstep import decoupled_mstep, single_mstep
 
 S, A, N = 5, 4, 30
 
@@ -77,7 +80,7 @@ def test_density_entropy_and_samples_match_torch_distributions(problem):
 def test_kls_match_torch_distributions_in_the_right_direction(problem):
     online, target, _, _, _ = problem
     torch.testing.assert_close(
-        full.full_kl(online, target).sum(-1), kl_divergence(reference(target), reference(online))
+        full.coupled_kl(online, target).sum(-1), kl_divergence(reference(target), reference(online))
     )
     kls = full.decoupled_kls(online, target)
     mean = kl_divergence(reference(target), reference(FullGaussian(online.mean, target.scale_tril)))
@@ -86,14 +89,14 @@ def test_kls_match_torch_distributions_in_the_right_direction(problem):
     torch.testing.assert_close(kls.covariance.sum(-1), covariance)
     # Pitfall 7: the other direction is another number.
     other = kl_divergence(reference(online), reference(target))
-    assert not torch.allclose(full.full_kl(online, target).sum(-1), other)
+    assert not torch.allclose(full.coupled_kl(online, target).sum(-1), other)
     assert (kls.covariance >= 0).all()
 
 
 def test_kl_is_zero_at_the_target(problem):
     online, _, _, _, _ = problem
     kls = full.decoupled_kls(online, online)
-    for kl in (*kls, full.full_kl(online, online)):
+    for kl in (*kls, full.coupled_kl(online, online)):
         assert kl.abs().max().item() < 1e-12
 
 
@@ -157,37 +160,23 @@ def test_diagonal_factors_give_the_diagonal_formulas(diagonal):
     kls = full.decoupled_kls(wide_online, wide_target)
     close(kls.mean, gaussian.kl_mean(*target, online.mean))
     close(kls.covariance, gaussian.kl_stddev(target.stddev, online.stddev))
-    close(full.full_kl(wide_online, wide_target), gaussian.kl_full(*target, *online))
+    close(full.coupled_kl(wide_online, wide_target), gaussian.kl_full(*target, *online))
 
 
 @pytest.mark.parametrize("size", [1, A])
 def test_diagonal_factors_give_the_diagonal_msteps_and_gradients(diagonal, size):
     online, target, noise, weights, state_weights = diagonal
-    wide = (widen(online), widen(target), full_noise_moments(weights, noise))
-    plain = (online, target, noise_moments(weights, noise))
+    wide = (FullFamily, widen(online), widen(target), full_noise_moments(weights, noise))
+    plain = (DiagonalFamily, online, target, noise_moments(weights, noise))
     alphas = torch.rand(2, size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    steps = [
-        (
-            mstep_full.full_decoupled_mstep(*wide, *alphas, 0.1, 0.2, state_weights),
-            mstep.decoupled_mstep(*plain, *alphas, 0.1, 0.2, state_weights),
-        ),
-        (
-            mstep_full.full_soft_decoupled_mstep(*wide, 0.3, 0.4, state_weights),
-            mstep.soft_decoupled_mstep(*plain, 0.3, 0.4, state_weights),
-        ),
-        (
-            mstep_full.full_single_mstep(*wide, alphas[0], 0.1, state_weights),
-            mstep_single.single_mstep(*plain, alphas[0], 0.1, state_weights),
-        ),
-        (
-            mstep_full.full_soft_single_mstep(*wide, 0.3, state_weights),
-            mstep_single.soft_single_mstep(*plain, 0.3, state_weights),
-        ),
-    ]
+    steps = []
+    for limits in ((bound(alphas[0], 0.1), bound(alphas[1], 0.2)), (price(0.3), price(0.4))):
+        steps.append([decoupled_mstep(*problem, *limits, state_weights) for problem in (wide, plain)])
+        steps.append([single_mstep(*problem, limits[0], state_weights) for problem in (wide, plain)])
     for left, right in steps:
         for name in left._fields:
             first, second = getattr(left, name), getattr(right, name)
-            if isinstance(first, mstep.KLPenalty):
+            if isinstance(first, KLPenalty):
                 torch.testing.assert_close(first.kl, second.kl)
                 assert first.loss_alpha.item() == pytest.approx(second.loss_alpha.item())
                 first, second = first.loss_kl, second.loss_kl
@@ -203,8 +192,9 @@ def test_no_gradient_reaches_the_target_policy(problem):
     online, target, noise, weights, state_weights = problem
     moments = full_noise_moments(weights, noise)
     alpha = torch.ones(A, dtype=torch.float64, requires_grad=True)
-    decoupled = mstep_full.full_decoupled_mstep(online, target, moments, alpha, alpha, 0.1, 0.1, state_weights)
-    single = mstep_full.full_single_mstep(online, target, moments, alpha, 0.1, state_weights)
+    limit = bound(alpha, 0.1)
+    decoupled = decoupled_mstep(FullFamily, online, target, moments, limit, limit, state_weights)
+    single = single_mstep(FullFamily, online, target, moments, limit, state_weights)
     loss = decoupled.loss_policy_mean + decoupled.loss_policy_stddev + single.loss_policy + single.penalty.loss_kl
     loss = loss + decoupled.penalty_mean.loss_kl + decoupled.penalty_stddev.loss_kl
     assert all(leak is None for leak in torch.autograd.grad(loss, [alpha, *target], allow_unused=True))
@@ -229,8 +219,8 @@ def test_ill_conditioned_factors_stay_finite_and_right():
     )
     for got, want in zip(full.decoupled_kls(*short), full.decoupled_kls(online, target)):
         torch.testing.assert_close(got.double(), want, rtol=0.02, atol=1e-4)
-    torch.testing.assert_close(full.full_kl(*short).double(), full.full_kl(online, target), rtol=0.02, atol=1e-4)
-    assert (full.full_kl(*short) > -1e-6).all()
+    torch.testing.assert_close(full.coupled_kl(*short).double(), full.coupled_kl(online, target), rtol=0.02, atol=1e-4)
+    assert (full.coupled_kl(*short) > -1e-6).all()
 
 
 def test_gradients_of_ill_conditioned_factors_are_finite():
@@ -240,7 +230,7 @@ def test_gradients_of_ill_conditioned_factors_are_finite():
     online = FullGaussian(torch.zeros(S, A).requires_grad_(), factor.requires_grad_())
     noise = torch.randn(N, S, A, generator=generator)
     moments = full_noise_moments(torch.full((N, S), 1 / N), noise)
-    alpha = torch.ones(1)
-    step = mstep_full.full_decoupled_mstep(online, online, moments, alpha, alpha, 0.1, 0.1, torch.full((S,), 1 / S))
+    limit = bound(torch.ones(1), 0.1)
+    step = decoupled_mstep(FullFamily, online, online, moments, limit, limit, torch.full((S,), 1 / S))
     loss = step.loss_policy_mean + step.loss_policy_stddev + step.penalty_mean.loss_kl + step.penalty_stddev.loss_kl
     assert all(torch.isfinite(item).all() for item in (loss, *gradients(loss, online)))

@@ -4,8 +4,18 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
-from mpo_robot.losses.gaussian import entropy, kl_mean, kl_stddev, log_prob
-from mpo_robot.losses.mstep import Gaussian, decoupled_mstep, kl_penalty, noise_moments, weighted_likelihood
+from mpo_robot.losses.constraint import bound, kl_penalty
+from mpo_robot.losses.families import DiagonalFamily
+from mpo_robot.losses.gaussian import (
+    Gaussian,
+    entropy,
+    kl_mean,
+    kl_stddev,
+    log_prob,
+    noise_moments,
+    weighted_likelihood,
+)
+from mpo_robot.losses.mstep import decoupled_mstep
 
 S, A, N = 7, 3, 12
 
@@ -107,8 +117,8 @@ def test_two_objectives_weigh_two_in_total(problem):
     online, target, noise, weights, state_weights = problem
     moments = noise_moments(weights, noise)
     doubled = noise_moments(2.0 * weights, noise, total=2.0)
-    duals = (torch.ones(A, dtype=torch.float64),) * 2
-    one = decoupled_mstep(online, target, moments, *duals, 0.1, 0.1, state_weights)
-    two = decoupled_mstep(online, target, doubled, *duals, 0.1, 0.1, state_weights)
+    constraints = (bound(torch.ones(A, dtype=torch.float64), 0.1),) * 2
+    one = decoupled_mstep(DiagonalFamily, online, target, moments, *constraints, state_weights)
+    two = decoupled_mstep(DiagonalFamily, online, target, doubled, *constraints, state_weights)
     assert two.loss_policy_mean.item() == pytest.approx(2 * one.loss_policy_mean.item())
     assert two.penalty_mean.loss_kl.item() == pytest.approx(one.penalty_mean.loss_kl.item())

@@ -4,9 +4,18 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from mpo_robot.losses.gaussian import kl_full, kl_mean, kl_stddev, log_prob
-from mpo_robot.losses.mstep import Gaussian, decoupled_mstep, noise_moments, soft_decoupled_mstep, soft_penalty
-from mpo_robot.losses.mstep_single import coupled_likelihood, single_mstep, soft_single_mstep
+from mpo_robot.losses.constraint import bound, price, soft_penalty
+from mpo_robot.losses.families import DiagonalFamily
+from mpo_robot.losses.gaussian import (
+    Gaussian,
+    coupled_likelihood,
+    kl_full,
+    kl_mean,
+    kl_stddev,
+    log_prob,
+    noise_moments,
+)
+from mpo_robot.losses.mstep import decoupled_mstep, single_mstep
 
 S, A, N = 7, 3, 12
 ONE = torch.ones(1, dtype=torch.float64)
@@ -69,8 +78,10 @@ def test_at_the_target_policy_coupled_and_decoupled_steps_have_the_same_gradient
     _, target, noise, weights, state_weights = problem
     online = Gaussian(*(item.detach().clone().requires_grad_() for item in target))
     moments = noise_moments(weights, noise)
-    single = single_mstep(online, target, moments, ONE, 0.1, state_weights)
-    decoupled = decoupled_mstep(online, target, moments, ONE, ONE, 0.1, 0.1, state_weights)
+    single = single_mstep(DiagonalFamily, online, target, moments, bound(ONE, 0.1), state_weights)
+    decoupled = decoupled_mstep(
+        DiagonalFamily, online, target, moments, bound(ONE, 0.1), bound(ONE, 0.1), state_weights
+    )
     together = decoupled.loss_policy_mean + decoupled.loss_policy_stddev
     for left, right in zip(gradients(single.loss_policy, online), gradients(together, online)):
         torch.testing.assert_close(left, right)
@@ -82,14 +93,17 @@ def test_single_bound_per_dimension_or_global_and_its_gradient_routing(problem):
     moments = noise_moments(weights, noise)
     kl = state_weights @ kl_full(*target, *online)
     alpha = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64, requires_grad=True)
-    each = single_mstep(online, target, moments, alpha, 0.1, state_weights).penalty
+    each = single_mstep(DiagonalFamily, online, target, moments, bound(alpha, 0.1), state_weights).penalty
     torch.testing.assert_close(each.kl, kl.detach())
     assert each.loss_kl.item() == pytest.approx((alpha * kl).sum().item())
     torch.testing.assert_close(torch.autograd.grad(each.loss_alpha, alpha)[0], 0.1 - kl.detach())
-    one = single_mstep(online, target, moments, ONE, 0.1, state_weights).penalty
+    one = single_mstep(DiagonalFamily, online, target, moments, bound(ONE, 0.1), state_weights).penalty
     assert one.kl.tolist() == pytest.approx([kl.sum().item()])
     # Pitfall 5: nothing reaches the target policy, and nothing of the policy's loss the multiplier.
-    loss = each.loss_kl + single_mstep(online, target, moments, alpha, 0.1, state_weights).loss_policy
+    loss = (
+        each.loss_kl
+        + single_mstep(DiagonalFamily, online, target, moments, bound(alpha, 0.1), state_weights).loss_policy
+    )
     leaks = torch.autograd.grad(loss, [alpha, *target], allow_unused=True)
     assert all(leak is None for leak in leaks)
 
@@ -97,16 +111,17 @@ def test_single_bound_per_dimension_or_global_and_its_gradient_routing(problem):
 def test_soft_forms_are_the_hard_forms_with_constant_multipliers(problem):
     online, target, noise, weights, state_weights = problem
     moments = noise_moments(weights, noise)
-    soft = soft_decoupled_mstep(online, target, moments, 0.3, 7.0, state_weights)
-    hard = decoupled_mstep(online, target, moments, 0.3 * ONE, 7.0 * ONE, 0.1, 0.1, state_weights)
+    problem = (DiagonalFamily, online, target, moments)
+    soft = decoupled_mstep(*problem, price(0.3), price(7.0), state_weights)
+    hard = decoupled_mstep(*problem, bound(0.3 * ONE, 0.1), bound(7.0 * ONE, 0.1), state_weights)
     pairs = [
         (soft.loss_policy_mean, hard.loss_policy_mean),
         (soft.loss_policy_stddev, hard.loss_policy_stddev),
         (soft.penalty_mean.loss_kl, hard.penalty_mean.loss_kl),
         (soft.penalty_stddev.loss_kl, hard.penalty_stddev.loss_kl),
         (
-            soft_single_mstep(online, target, moments, 2.0, state_weights).penalty.loss_kl,
-            single_mstep(online, target, moments, 2.0 * ONE, 0.1, state_weights).penalty.loss_kl,
+            single_mstep(*problem, price(2.0), state_weights).penalty.loss_kl,
+            single_mstep(*problem, bound(2.0 * ONE, 0.1), state_weights).penalty.loss_kl,
         ),
     ]
     for left, right in pairs:
@@ -129,8 +144,9 @@ def test_map_optimum_of_the_mean_lies_between_the_fit_and_the_target(problem):
     # Gradient zero: (mean - fit) + weight (mean - target) = 0 under the target's stddev.
     _, target, noise, weights, state_weights = problem
     fit = (weights.unsqueeze(-1) * (target.mean + target.stddev * noise)).sum(0)
-    price = 4.0
-    online = Gaussian(((fit + price * target.mean) / (1 + price)).detach().requires_grad_(), target.stddev)
-    step = soft_decoupled_mstep(online, target, noise_moments(weights, noise), price, 0.0, state_weights)
+    weight = 4.0
+    online = Gaussian(((fit + weight * target.mean) / (1 + weight)).detach().requires_grad_(), target.stddev)
+    moments = noise_moments(weights, noise)
+    step = decoupled_mstep(DiagonalFamily, online, target, moments, price(weight), price(0.0), state_weights)
     gradient = torch.autograd.grad(step.loss_policy_mean + step.penalty_mean.loss_kl, online.mean)[0]
     assert gradient.abs().max().item() < 1e-12

@@ -5,20 +5,20 @@ import torch
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from mpo_robot.losses import categorical_policy, gaussian
+from mpo_robot.losses.constraint import bound
+from mpo_robot.losses.families import DiagonalFamily, FullFamily
 from mpo_robot.losses.full_covariance import FullGaussian
-from mpo_robot.losses.mstep import Gaussian
+from mpo_robot.losses.gaussian import Gaussian
 from mpo_robot.losses.parametric import (
-    Bounds,
     advantage_weights,
     categorical_parametric_step,
-    full_parametric_step,
     importance_loss,
     parametric_step,
 )
 
 S, A, N = 5, 3, 8
 ONE = torch.ones(1, dtype=torch.float64)
-BOUNDS = Bounds(ONE, 2 * ONE, 0.01, 0.02)
+LIMITS = (bound(ONE, 0.01), bound(2 * ONE, 0.02))
 
 
 def draw(generator, *shape):
@@ -54,8 +54,8 @@ def test_the_gradient_is_that_of_the_expected_value_even_from_two_samples(estima
     parameters = Gaussian(mean.clone().requires_grad_(), stddev.clone().requires_grad_())
     online = Gaussian(*(item.expand(states, 2) for item in parameters))
     weights = torch.full((states,), 1 / states, dtype=torch.float64)
-    step = parametric_step(online, online, online, noise, q_values, BOUNDS, weights, estimator)
-    got = gradients(step.loss_policy, parameters)
+    step = parametric_step(DiagonalFamily, online, online, online, noise, q_values, *LIMITS, weights, estimator)
+    got = gradients(step.loss_policy_mean, parameters)
     torch.testing.assert_close(got[0], mean, atol=0.02, rtol=0.0)
     torch.testing.assert_close(got[1], stddev, atol=0.04, rtol=0.0)
 
@@ -68,30 +68,33 @@ def test_importance_estimates_the_advantage_of_a_moved_policy():
     parameters = Gaussian(*(torch.tensor([x]).double().requires_grad_() for x in (mean, stddev)))
     online = Gaussian(*(item.expand(states, 1) for item in parameters))
     weights = torch.full((states,), 1 / states, dtype=torch.float64)
-    step = parametric_step(online, sampled, sampled, noise, q_values, BOUNDS, weights, "importance")
+    step = parametric_step(DiagonalFamily, online, sampled, sampled, noise, q_values, *LIMITS, weights, "importance")
     # E_q A = -(m^2 + s^2) / 2 + 1 / 2
-    assert step.loss_policy.item() == pytest.approx(0.5 * (mean**2 + stddev**2 - 1.0), abs=0.01)
-    got = torch.cat(gradients(step.loss_policy, parameters))
+    assert step.loss_policy_mean.item() == pytest.approx(0.5 * (mean**2 + stddev**2 - 1.0), abs=0.01)
+    got = torch.cat(gradients(step.loss_policy_mean, parameters))
     torch.testing.assert_close(got, torch.tensor([mean, stddev]).double(), atol=0.02, rtol=0.0)
 
 
 def test_both_estimators_have_the_same_gradient_at_the_sampled_policy(problem):
     online, target, noise, q_values, state_weights = problem
-    arguments = (online, target, online, noise, q_values, BOUNDS, state_weights)
-    first, second = parametric_step(*arguments), parametric_step(*arguments, "importance")
-    assert second.loss_policy.item() == pytest.approx(0.0, abs=1e-12)
-    for left, right in zip(gradients(first.loss_policy, online), gradients(second.loss_policy, online)):
+    arguments = (online, target, online, noise, q_values, *LIMITS, state_weights)
+    first, second = (
+        parametric_step(DiagonalFamily, *arguments),
+        parametric_step(DiagonalFamily, *arguments, "importance"),
+    )
+    assert second.loss_policy_mean.item() == pytest.approx(0.0, abs=1e-12)
+    for left, right in zip(gradients(first.loss_policy_mean, online), gradients(second.loss_policy_mean, online)):
         torch.testing.assert_close(left, right)
 
 
 def test_likelihood_ratio_equals_n_log_densities(problem):
     online, target, noise, q_values, state_weights = problem
-    step = parametric_step(online, target, target, noise, q_values, BOUNDS, state_weights)
+    step = parametric_step(DiagonalFamily, online, target, target, noise, q_values, *LIMITS, state_weights)
     actions = (target.mean + target.stddev * noise).detach()
     advantage = (q_values - q_values.mean(0)) / (N - 1)
     plain = -(state_weights * (advantage * gaussian.log_prob(*online, actions)).sum(0)).sum()
-    assert step.loss_policy.item() == pytest.approx(plain.item())
-    for left, right in zip(gradients(step.loss_policy, online), gradients(plain, online)):
+    assert step.loss_policy_mean.item() == pytest.approx(plain.item())
+    for left, right in zip(gradients(step.loss_policy_mean, online), gradients(plain, online)):
         torch.testing.assert_close(left, right)
 
 
@@ -100,7 +103,9 @@ def test_a_value_per_state_changes_nothing(problem, estimator):
     online, target, noise, q_values, state_weights = problem
     shift = torch.linspace(-100.0, 100.0, S)
     first, second = (
-        parametric_step(online, target, target, noise, values, BOUNDS, state_weights, estimator).loss_policy
+        parametric_step(
+            DiagonalFamily, online, target, target, noise, values, *LIMITS, state_weights, estimator
+        ).loss_policy_mean
         for values in (q_values, q_values + shift)
     )
     torch.testing.assert_close(first, second)
@@ -109,13 +114,13 @@ def test_a_value_per_state_changes_nothing(problem, estimator):
 def test_kls_have_the_direction_of_the_estep(problem):
     # Pitfall 7: KL(q || pi_target) here, with q online; the M-step has KL(pi_target || pi_online).
     online, target, noise, q_values, state_weights = problem
-    each = Bounds(torch.ones(A).double(), torch.ones(A).double(), 0.1, 0.1)
-    step = parametric_step(online, target, online, noise, q_values, each, state_weights)
+    each = (bound(torch.ones(A).double(), 0.1), bound(torch.ones(A).double(), 0.1))
+    step = parametric_step(DiagonalFamily, online, target, online, noise, q_values, *each, state_weights)
     mean = kl_divergence(Normal(online.mean, target.stddev), Normal(target.mean, target.stddev))
     stddev = kl_divergence(Normal(target.mean, online.stddev), Normal(target.mean, target.stddev))
     torch.testing.assert_close(step.penalty_mean.kl, (state_weights @ mean).detach())
     torch.testing.assert_close(step.penalty_stddev.kl, (state_weights @ stddev).detach())
-    one = parametric_step(online, target, online, noise, q_values, BOUNDS, state_weights)
+    one = parametric_step(DiagonalFamily, online, target, online, noise, q_values, *LIMITS, state_weights)
     assert one.penalty_stddev.kl.tolist() == pytest.approx([(state_weights @ stddev).sum().item()])
     assert one.penalty_stddev.loss_kl.item() == pytest.approx(2 * (state_weights @ stddev).sum().item())
 
@@ -125,10 +130,12 @@ def test_gradients_go_to_the_online_policy_only(problem):
     online, target, noise, q_values, state_weights = problem
     q_values.requires_grad_()
     alphas = torch.ones(2, A, dtype=torch.float64, requires_grad=True)
-    bounds = Bounds(alphas[0], alphas[1], 0.1, 0.1)
+    limits = (bound(alphas[0], 0.1), bound(alphas[1], 0.1))
     for estimator in ("likelihood_ratio", "importance"):
-        step = parametric_step(online, target, target, noise, q_values, bounds, state_weights, estimator)
-        loss = step.loss_policy + step.penalty_mean.loss_kl + step.penalty_stddev.loss_kl
+        step = parametric_step(
+            DiagonalFamily, online, target, target, noise, q_values, *limits, state_weights, estimator
+        )
+        loss = step.loss_policy_mean + step.penalty_mean.loss_kl + step.penalty_stddev.loss_kl
         leaks = torch.autograd.grad(loss, [alphas, q_values, *target], allow_unused=True, retain_graph=True)
         assert all(leak is None for leak in leaks)
         reached = torch.autograd.grad(step.penalty_mean.loss_kl, list(online), allow_unused=True, retain_graph=True)
@@ -143,13 +150,13 @@ def test_gradients_go_to_the_online_policy_only(problem):
 def test_diagonal_factors_give_the_diagonal_step(problem, estimator):
     online, target, noise, q_values, state_weights = problem
     wide = [FullGaussian(policy.mean, torch.diag_embed(policy.stddev)) for policy in (online, target)]
-    each = Bounds(torch.rand(A).double(), torch.rand(A).double(), 0.1, 0.2)
-    left = full_parametric_step(*wide, wide[1], noise, q_values, each, state_weights, estimator)
-    right = parametric_step(online, target, target, noise, q_values, each, state_weights, estimator)
+    each = (bound(torch.rand(A).double(), 0.1), bound(torch.rand(A).double(), 0.2))
+    left = parametric_step(FullFamily, *wide, wide[1], noise, q_values, *each, state_weights, estimator)
+    right = parametric_step(DiagonalFamily, online, target, target, noise, q_values, *each, state_weights, estimator)
     torch.testing.assert_close(left.penalty_mean.kl, right.penalty_mean.kl)
     torch.testing.assert_close(left.penalty_stddev.kl, right.penalty_stddev.kl)
     losses = [
-        step.loss_policy + step.penalty_mean.loss_kl + step.penalty_stddev.loss_kl + step.penalty_mean.loss_alpha
+        step.loss_policy_mean + step.penalty_mean.loss_kl + step.penalty_stddev.loss_kl + step.penalty_mean.loss_alpha
         for step in (left, right)
     ]
     assert losses[0].item() == pytest.approx(losses[1].item())
@@ -167,7 +174,7 @@ def test_full_kls_have_the_direction_of_the_estep():
     )
     state_weights = torch.full((S,), 1 / S, dtype=torch.float64)
     noise, q_values = draw(generator, N, S, A), draw(generator, N, S)
-    step = full_parametric_step(online, target, online, noise, q_values, BOUNDS, state_weights)
+    step = parametric_step(FullFamily, online, target, online, noise, q_values, *LIMITS, state_weights)
     before = MultivariateNormal(target.mean, scale_tril=target.scale_tril)
     mean = kl_divergence(MultivariateNormal(online.mean, scale_tril=target.scale_tril), before)
     covariance = kl_divergence(MultivariateNormal(target.mean, scale_tril=online.scale_tril), before)
@@ -180,7 +187,7 @@ def test_categorical_step_by_hand_and_its_gradient():
     online, target = draw(generator, S, 4).requires_grad_(), draw(generator, S, 4).requires_grad_()
     q_values, state_weights = draw(generator, S, 4).requires_grad_(), torch.softmax(draw(generator, S), 0)
     alpha = torch.tensor([2.0], dtype=torch.float64, requires_grad=True)
-    step = categorical_parametric_step(online, target, q_values, alpha, 0.1, state_weights)
+    step = categorical_parametric_step(online, target, q_values, bound(alpha, 0.1), state_weights)
     policy, before = torch.softmax(online, -1), torch.softmax(target, -1)
     gain = ((policy - before) * q_values).sum(-1)
     assert step.loss_policy.item() == pytest.approx(-(state_weights @ gain).item())
@@ -199,7 +206,7 @@ def test_categorical_step_by_hand_and_its_gradient():
 def test_sampled_and_exact_categorical_steps_agree():
     generator = torch.Generator().manual_seed(5)
     online, target, q_values = draw(generator, 1, 4).requires_grad_(), draw(generator, 1, 4), draw(generator, 1, 4)
-    exact = categorical_parametric_step(online, target, q_values, ONE, 0.1, ONE).loss_policy
+    exact = categorical_parametric_step(online, target, q_values, bound(ONE, 0.1), ONE).loss_policy
     action = torch.multinomial(torch.softmax(target[0], -1), 400_000, replacement=True, generator=generator)
     log_probs = [categorical_policy.log_prob(logits.expand(400_000, 4), action) for logits in (online, target)]
     sampled = importance_loss(*(item.unsqueeze(-1) for item in log_probs), q_values[0, action].unsqueeze(-1), ONE)
@@ -223,9 +230,9 @@ def climb(estimator, epsilon, updates=300):
         noise = draw(generator, 32, 1, 2)
         q_values = (sampled_from.mean + sampled_from.stddev * noise)[..., 0]
         alpha = torch.nn.functional.softplus(raw_alpha)
-        bounds = Bounds(alpha[0], alpha[1], epsilon, epsilon)
-        step = parametric_step(online, target, sampled_from, noise, q_values, bounds, ONE, estimator)
-        losses = [step.loss_policy, *(part for p in step[1:] for part in (p.loss_kl, p.loss_alpha))]
+        limits = (bound(alpha[0], epsilon), bound(alpha[1], epsilon))
+        step = parametric_step(DiagonalFamily, online, target, sampled_from, noise, q_values, *limits, ONE, estimator)
+        losses = [step.loss_policy_mean, *(part for p in step[2:] for part in (p.loss_kl, p.loss_alpha))]
         optimizer.zero_grad()
         torch.stack(losses).sum().backward()
         optimizer.step()
