@@ -41,6 +41,9 @@ class ClientSecurity:
     server_key: Path
 
 
+LAST_PORT = 65535  # ZeroMQ takes larger ones modulo 65536
+
+
 def is_local(endpoint: str) -> bool:
     """Whether only this machine can reach an endpoint: ipc, or tcp on a loopback address. A wildcard is not local.
 
@@ -53,6 +56,8 @@ def is_local(endpoint: str) -> bool:
         return True
     if not separator or transport != "tcp" or not colon or not host or not port:
         raise ConfigError(f"endpoint {endpoint!r} must look like tcp://127.0.0.1:5555 or ipc:///path/to/socket")
+    if port != "*" and not (port.isascii() and port.isdigit() and int(port) <= LAST_PORT):
+        raise ConfigError(f"endpoint {endpoint!r}: the port must be a number of at most {LAST_PORT}, got {port!r}")
     if host == "localhost":
         return True
     try:

@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
         logs.mark()
     print(
         f"{intake.logs} logs ingested ({intake.steps} steps), {len(intake.rejected)} set aside, "
+        f"{f'{len(intake.foreign)} of another interface left alone, ' if intake.foreign else ''}"
         f"{len(intake.waiting)} to wait for; the real replay of {folder.path} has seen "
         f"{learner.real_steps} steps, {learner.unlearnt_steps} of them not learnt from yet."
     )

@@ -35,6 +35,7 @@ class Intake(NamedTuple):
     returns: tuple[float, ...]
     rejected: tuple[Path, ...]
     waiting: tuple[Path, ...]
+    foreign: tuple[Path, ...]  # of another interface, left where they are
 
 
 class _NotYetError(Exception):
@@ -77,40 +78,55 @@ class LogIntake:
         ingested by itself. A log in the hands of its writer, or an unfinished one whose file changed in the last few
         seconds, is left for the next pass; any other unfinished log is that of a robot that died and is ingested as
         far as it is whole. A log that cannot be used is moved to `directory/rejected/` beside a text file with the
-        reason.
+        reason. One of another interface stays: it may be another run's.
 
         Raises:
             ConfigError: no such directory, or a setting that does not fit; no log is to blame for that.
+            SpecMismatchError: all logs are of another interface; the text names the first differing field.
         """
         if not self._directory.is_dir():
             raise ConfigError(f"no log directory {self._directory}")
         steps, returns = 0, []
         rejected: list[Path] = []
         waiting: list[Path] = []
+        foreign: list[Path] = []
+        others = False  # whether any log is of this run's interface, or of none
+        mismatch = ""
         for files in group_heads((path, self._head(path)) for path in sorted(self._directory.glob("*.mcap"))):
             if should_stop():
                 break
             try:
                 stamps = tuple(_stamp(path) for path in files.paths)
                 if self._done.get(files.paths) == stamps:
+                    others = True
                     continue
                 taken = self._take(files)
             except FileNotFoundError:
                 continue  # moved away meanwhile
+            except SpecMismatchError as error:
+                foreign += files.paths
+                mismatch = mismatch or str(error)
+                self._announce(files.paths[0], f"left {files.paths[0].name} where it is: {error}")
+                continue
             except _NotYetError as reason:
+                others = True
                 waiting += files.paths
                 self._announce(files.paths[0], f"waiting for {files.paths[0].name}: {reason}")
                 continue
-            except (EpisodeError, SpecMismatchError) as error:
+            except EpisodeError as error:
+                others = True
                 rejected += [set_aside(path, str(error)) for path in files.paths]
                 self._say(f"set aside {', '.join(path.name for path in files.paths)}: {error}")
                 continue
+            others = True
             self._done[files.paths] = stamps
             self._to_mark.update({path: size for path, (size, _) in zip(files.paths, stamps)})
             if taken is not None:
                 steps += taken[0]
                 returns.append(taken[1])
-        return Intake(len(returns), steps, tuple(returns), tuple(rejected), tuple(waiting))
+        if foreign and not others:
+            raise SpecMismatchError(f"no log in {self._directory} is of this run's interface: {mismatch}")
+        return Intake(len(returns), steps, tuple(returns), tuple(rejected), tuple(waiting), tuple(foreign))
 
     def mark(self) -> None:
         """Note in `directory/ingested.jsonl` what was taken in. For after the learner was saved, not before: what

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
-from typing import cast
+from typing import Any, cast
 
 from tqdm import tqdm
 
@@ -46,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
     if (args.config is None) == (args.resume is None):
         raise ConfigError("give either --config FILE to start a run or --resume RUN to continue one")
     if args.resume is not None:
+        if args.run is not None:
+            raise ConfigError("--run names a new run's folder; --resume continues in its own: leave --run out")
         folder = RunFolder(args.resume)
         folder.require()
         earlier = load_run_config(folder.config_file)
@@ -91,8 +94,18 @@ def make_trainer(
                 raise
             listed = ", ".join(f"{key} from {before} to {after}" for key, (before, after) in changes.items())
             raise ConfigError(f"{error}. Changed were: {listed}") from error
+        _require_continuable(changes, trainer.environment_steps)
         folder.record_resume(trainer.environment_steps, changes, dump_yaml(config))
     return trainer
+
+
+def _require_continuable(changes: Mapping[str, list[Any]], environment_steps: int) -> None:
+    """Refuse changes that a run cannot make on its way; what it has on record then stays."""
+    if "seed" in changes:
+        raise ConfigError("a run keeps its seed: start another one with --config and seed=...")
+    total = changes.get("training.total_steps", [None, environment_steps])[1]
+    if total < environment_steps:
+        raise ConfigError(f"training.total_steps {total} is below the {environment_steps} steps that the run has made")
 
 
 def _collecting_environment(config: RunConfig) -> Environment | EnvironmentVector:

@@ -14,6 +14,7 @@ from deploy.onnx_policy import OnnxPolicy
 from deploy.registry import PolicyRegistry
 from mpo_robot.cli.log_intake import LogIntake
 from mpo_robot.cli.main import main
+from mpo_robot.errors import SpecMismatchError
 from mpo_robot.specs import PolicySpec
 from tests.support.learn_logs import QUICK, learner_of, take_in, write_log
 from tests.support.records import make_records
@@ -46,11 +47,22 @@ def test_bad_files_are_set_aside_with_the_reason_and_nothing_is_lost(folder, tmp
     content = (logs / "foreign.mcap").read_bytes()
     intake = take_in(learner_of(folder), logs)
     assert (intake.logs, intake.steps) == (1, 30)
-    assert {path.name for path in intake.rejected} == {"foreign.mcap", "garbage.mcap"}
-    assert (logs / "rejected" / "foreign.mcap").read_bytes() == content
-    assert "control_dt" in (logs / "rejected" / "foreign.reason.txt").read_text()
+    assert {path.name for path in intake.rejected} == {"garbage.mcap"}
     assert (logs / "rejected" / "garbage.reason.txt").exists()
     assert (logs / "good.mcap").exists()
+    assert intake.foreign == (logs / "foreign.mcap",)  # another run's: not bad, so it stays
+    assert (logs / "foreign.mcap").read_bytes() == content
+
+
+def test_a_folder_of_another_robots_logs_is_refused_and_left_alone(folder, tmp_path):
+    logs = tmp_path / "logs"
+    for name in ("one", "two"):
+        write_log(logs, name, spec=PolicySpec(SPEC.observation, SPEC.command, 0.5))
+    before = {path: path.read_bytes() for path in logs.iterdir()}
+    with pytest.raises(SpecMismatchError, match=r"no log in .* is of this run's interface: .*control_dt"):
+        take_in(learner_of(folder), logs)
+    assert main(["learn", str(folder), "--logs", str(logs)]) == 2
+    assert {path: path.read_bytes() for path in logs.iterdir()} == before
 
 
 def test_a_killed_writers_log_is_recovered_once_it_is_quiet(folder, tmp_path):

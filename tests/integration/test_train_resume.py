@@ -133,6 +133,9 @@ def test_a_resume_with_settings_that_do_not_fit_the_checkpoint_says_which(tmp_pa
         ("training.normalize_observations=false", "one has a normalizer, the other has none"),
         ("training.replay_capacity=100", "training.replay_capacity from 150 to 100"),
         ("training.environments=2", "saved with training.environments 1, and here are 2"),
+        ("seed=3", "a run keeps its seed"),
+        ("training.total_steps=59", "total_steps 59 is below the 60 steps that the run has made"),
+        ("--run=elsewhere", "leave --run out"),
     ):
         assert main(["train", "--resume", str(run), "--quiet", override]) == 2
         assert text in capsys.readouterr().err

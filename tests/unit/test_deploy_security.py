@@ -42,6 +42,13 @@ def test_what_counts_as_local(endpoint, local):
     assert is_local(endpoint) is local
 
 
+@pytest.mark.parametrize("port", ["65536", "99999", "x", "-1", "+5"])
+def test_a_port_that_is_none_is_refused(port):
+    # ZeroMQ would bind 99999 as 34463.
+    with pytest.raises(ConfigError, match="the port must be a number of at most 65535"):
+        is_local(f"tcp://127.0.0.1:{port}")
+
+
 @pytest.fixture
 def keys(tmp_path):
     """Key pairs of a server, an allowed robot and a stranger; only the robot is in the allow-list."""
