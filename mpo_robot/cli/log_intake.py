@@ -90,42 +90,39 @@ class LogIntake:
         rejected: list[Path] = []
         waiting: list[Path] = []
         foreign: list[Path] = []
-        others = False  # whether any log is of this run's interface, or of none
-        mismatch = ""
+        mismatches: list[str] = []
+        seen = 0  # episodes
         for files in group_heads((path, self._head(path)) for path in sorted(self._directory.glob("*.mcap"))):
             if should_stop():
                 break
             try:
                 stamps = tuple(_stamp(path) for path in files.paths)
+                seen += 1
                 if self._done.get(files.paths) == stamps:
-                    others = True
                     continue
                 taken = self._take(files)
             except FileNotFoundError:
                 continue  # moved away meanwhile
             except SpecMismatchError as error:
                 foreign += files.paths
-                mismatch = mismatch or str(error)
+                mismatches.append(str(error))
                 self._announce(files.paths[0], f"left {files.paths[0].name} where it is: {error}")
                 continue
             except _NotYetError as reason:
-                others = True
                 waiting += files.paths
                 self._announce(files.paths[0], f"waiting for {files.paths[0].name}: {reason}")
                 continue
             except EpisodeError as error:
-                others = True
                 rejected += [set_aside(path, str(error)) for path in files.paths]
                 self._say(f"set aside {', '.join(path.name for path in files.paths)}: {error}")
                 continue
-            others = True
             self._done[files.paths] = stamps
             self._to_mark.update({path: size for path, (size, _) in zip(files.paths, stamps)})
             if taken is not None:
                 steps += taken[0]
                 returns.append(taken[1])
-        if foreign and not others:
-            raise SpecMismatchError(f"no log in {self._directory} is of this run's interface: {mismatch}")
+        if mismatches and len(mismatches) == seen:
+            raise SpecMismatchError(f"no log in {self._directory} is of this run's interface: {mismatches[0]}")
         return Intake(len(returns), steps, tuple(returns), tuple(rejected), tuple(waiting), tuple(foreign))
 
     def mark(self) -> None:
