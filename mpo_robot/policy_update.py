@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from mpo_robot.duals import Duals
-from mpo_robot.losses.constraint import KLPenalty, bound, price
+from mpo_robot.losses.constraint import Constraint, KLPenalty, bound, price
 from mpo_robot.losses.families import Family
 from mpo_robot.losses.mstep import MStep, decoupled_mstep, single_mstep
 from mpo_robot.losses.parametric import parametric_step
@@ -25,7 +25,7 @@ def policy_mstep(
     With one KL it is under `penalty_mean`, with the multiplier and bound of the mean; the other penalty is zero.
     """
     if mpo.kl_form == "bound":
-        on_mean, on_stddev = bound(duals.alpha_mean, mpo.epsilon_mean), bound(duals.alpha_stddev, mpo.epsilon_stddev)
+        on_mean, on_stddev = _bounds(duals, mpo)
     else:
         on_mean, on_stddev = price(mpo.init_alpha_mean), price(mpo.init_alpha_stddev)
     if mpo.mstep == "decoupled":
@@ -53,7 +53,11 @@ def parametric_update(
             online policy as it is now, with `importance` any one near it.
         values: [N, S] of the sampled actions.
     """
-    on_mean, on_stddev = bound(duals.alpha_mean, mpo.epsilon_mean), bound(duals.alpha_stddev, mpo.epsilon_stddev)
     estimator: Any = mpo.parametric_estimator  # one of `parametric.Estimator`: MPOConfig allows no other
     sample = (sampled_from, noise, values)
-    return parametric_step(family, online, target, *sample, on_mean, on_stddev, state_weights, estimator)
+    return parametric_step(family, online, target, *sample, *_bounds(duals, mpo), state_weights, estimator)
+
+
+def _bounds(duals: Duals, mpo: MPOConfig) -> tuple[Constraint, Constraint]:
+    """On the KL of the mean and on that of the covariance."""
+    return bound(duals.alpha_mean, mpo.epsilon_mean), bound(duals.alpha_stddev, mpo.epsilon_stddev)

@@ -5,7 +5,7 @@ Axes: N sampled actions, S states, A action size.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +21,8 @@ class DiagonalFamily:
     moments = staticmethod(gaussian.noise_moments)
     weighted_likelihood = staticmethod(gaussian.weighted_likelihood)
     coupled_likelihood = staticmethod(gaussian.coupled_likelihood)
-    decoupled_kls = staticmethod(gaussian.decoupled_kls)
-    reverse_kls = staticmethod(gaussian.reverse_kls)
+    kl_mean = staticmethod(gaussian.kl_mean)
+    kl_covariance = staticmethod(gaussian.kl_stddev)
     coupled_kl = staticmethod(gaussian.coupled_kl)
 
     @staticmethod
@@ -57,8 +57,8 @@ class FullFamily:
     moments = staticmethod(full_covariance.full_noise_moments)
     weighted_likelihood = staticmethod(full_covariance.weighted_likelihood)
     coupled_likelihood = staticmethod(full_covariance.coupled_likelihood)
-    decoupled_kls = staticmethod(full_covariance.decoupled_kls)
-    reverse_kls = staticmethod(full_covariance.reverse_kls)
+    kl_mean = staticmethod(full_covariance.kl_mean)
+    kl_covariance = staticmethod(full_covariance.kl_covariance)
     coupled_kl = staticmethod(full_covariance.coupled_kl)
     sample = staticmethod(full_covariance.sample)
     log_prob = staticmethod(full_covariance.log_prob)
@@ -81,6 +81,28 @@ class FullFamily:
 
 Family = type[DiagonalFamily] | type[FullFamily]
 FAMILIES: dict[str, Family] = {"diagonal": DiagonalFamily, "full": FullFamily}
+
+
+class DecoupledKLs(NamedTuple):
+    """A KL of the mean and one of the covariance, [S, A] each, in nats; each sums over A to its KL."""
+
+    mean: Tensor
+    covariance: Tensor
+
+
+def decoupled_kls(family: Family, online: Any, target: Any) -> DecoupledKLs:
+    """KL(target || online): mean's under the target's covariance, covariance's under a common mean.
+
+    Gradient flows to `online` only.
+    """
+    (mean, scale), (target_mean, target_scale) = online, detached(target)
+    return DecoupledKLs(family.kl_mean(target_mean, target_scale, mean), family.kl_covariance(target_scale, scale))
+
+
+def reverse_kls(family: Family, online: Any, target: Any) -> DecoupledKLs:
+    """`decoupled_kls` the other way round, KL(online || target); the mean's is symmetric in the means."""
+    (mean, scale), (target_mean, target_scale) = online, detached(target)
+    return DecoupledKLs(family.kl_mean(target_mean, target_scale, mean), family.kl_covariance(scale, target_scale))
 
 
 def weighted_moments(family: Family, weights: Tensor, noise: Tensor, total: float, center: bool) -> Any:

@@ -14,7 +14,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from mpo_robot.losses.gaussian import HALF_LOG_TWO_PI, DecoupledKLs, WeightedLikelihood
+from mpo_robot.losses.gaussian import HALF_LOG_TWO_PI, WeightedLikelihood
 
 
 class FullGaussian(NamedTuple):
@@ -59,34 +59,19 @@ def stddev(scale_tril: Tensor) -> Tensor:
     return scale_tril.square().sum(dim=-1).sqrt()
 
 
-def decoupled_kls(online: FullGaussian, target: FullGaussian) -> DecoupledKLs:
-    """KL(target || online): mean's under the target's covariance, covariance's under a common mean, [S, A] each.
-
-    Gradient flows to `online` only.
-
-    Per whitened dimension, never negative: entry i of the mean's is 1/2 y_i^2 with y = L_target^-1 (mu_online -
-    mu_target), of the covariance's 1/2 (sum_j M_ij^2 - 1) - log M_ii with M = L_online^-1 L_target.
-    """
-    target_mean, target_tril = target.mean.detach(), target.scale_tril.detach()
-    return DecoupledKLs(kl_mean(target_mean, target_tril, online.mean), kl_covariance(target_tril, online.scale_tril))
-
-
-def reverse_kls(online: FullGaussian, target: FullGaussian) -> DecoupledKLs:
-    """`decoupled_kls` the other way round, KL(online || target); gradient to `online` only."""
-    target_mean, target_tril = target.mean.detach(), target.scale_tril.detach()
-    return DecoupledKLs(
-        kl_mean(target_mean, target_tril, online.mean),  # symmetric in the means
-        kl_covariance(online.scale_tril, target_tril),
-    )
-
-
 def kl_mean(target_mean: Tensor, target_tril: Tensor, online_mean: Tensor) -> Tensor:
-    """KL between the two means under the target's covariance, [S, A] per dimension whitened by it."""
+    """KL between the two means under the target's covariance, [S, A] per dimension whitened by it, never negative.
+
+    Entry i is 1/2 y_i^2 with y = L_target^-1 (mu_online - mu_target).
+    """
     return 0.5 * _whiten(target_tril, online_mean - target_mean).square()
 
 
 def kl_covariance(target_tril: Tensor, online_tril: Tensor) -> Tensor:
-    """KL(target || online) for a common mean, [S, A] per dimension whitened by the online factor."""
+    """KL(target || online) for a common mean, [S, A] per dimension whitened by the online factor, never negative.
+
+    Entry i is 1/2 (sum_j M_ij^2 - 1) - log M_ii with M = L_online^-1 L_target.
+    """
     return _covariance_kl(_solve(online_tril, target_tril))
 
 

@@ -43,13 +43,6 @@ class WeightedLikelihood(NamedTuple):
     loss_stddev: Tensor
 
 
-class DecoupledKLs(NamedTuple):
-    """A KL of the mean and one of the covariance, [S, A] each, in nats; each sums over A to its KL."""
-
-    mean: Tensor
-    covariance: Tensor
-
-
 def log_prob(mean: Tensor, stddev: Tensor, action: Tensor) -> Tensor:
     """Log density in nats of `action` [..., A] under N(mean, diag(stddev^2)); returns [...]. Gradient flows to all."""
     standardized = (action - mean) / stddev
@@ -122,21 +115,6 @@ def coupled_likelihood(online: Gaussian, target: Gaussian, moments: NoiseMoments
     # (a - mu) / sigma = ratio z + offset
     spread = second * ratio.square() + offset * (2.0 * ratio * first + total * offset)
     return (state_weights @ (0.5 * spread + total * (online.stddev.log() + HALF_LOG_TWO_PI))).sum()
-
-
-def decoupled_kls(online: Gaussian, target: Gaussian) -> DecoupledKLs:
-    """KL(target || online) of the mean under the target's stddev, and of the stddev; gradient to `online` only."""
-    target_mean, target_stddev = target.mean.detach(), target.stddev.detach()
-    return DecoupledKLs(kl_mean(target_mean, target_stddev, online.mean), kl_stddev(target_stddev, online.stddev))
-
-
-def reverse_kls(online: Gaussian, target: Gaussian) -> DecoupledKLs:
-    """`decoupled_kls` the other way round, KL(online || target); gradient to `online` only."""
-    target_mean, target_stddev = target.mean.detach(), target.stddev.detach()
-    return DecoupledKLs(
-        kl_mean(target_mean, target_stddev, online.mean),  # symmetric in the means
-        kl_stddev(online.stddev, target_stddev),
-    )
 
 
 def coupled_kl(online: Gaussian, target: Gaussian) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from mpo_robot.losses.constraint import Constraint, KLPenalty
-from mpo_robot.losses.families import Family
+from mpo_robot.losses.families import Family, decoupled_kls
 
 
 class MStep(NamedTuple):
@@ -61,7 +61,7 @@ def decoupled_mstep(
         state_weights: [S], sum 1.
     """
     likelihood = family.weighted_likelihood(online, target, moments, state_weights)
-    kls = family.decoupled_kls(online, target)
+    kls = decoupled_kls(family, online, target)
     return MStep(
         likelihood.loss_mean,
         likelihood.loss_stddev,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mpo_robot.losses import categorical_policy
 from mpo_robot.losses.constraint import Constraint
-from mpo_robot.losses.families import Family, detached
+from mpo_robot.losses.families import Family, detached, reverse_kls
 from mpo_robot.losses.mstep import MStep, SingleMStep
 
 Estimator = Literal["likelihood_ratio", "importance"]
@@ -92,7 +92,7 @@ def parametric_step(
     else:
         moments: Any = family.moments(advantage_weights(q_values), noise, 0.0)
         loss = family.coupled_likelihood(online, behavior, moments, state_weights)
-    kls = family.reverse_kls(online, target)
+    kls = reverse_kls(family, online, target)
     return MStep(
         loss,
         state_weights.new_zeros(()),

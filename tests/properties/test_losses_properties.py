@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from mpo_robot.losses import categorical_policy, full_covariance, gaussian
 from mpo_robot.losses.estep import nonparametric_estep
 from mpo_robot.losses.exact_dual import MIN_TEMPERATURE, exact_temperature
+from mpo_robot.losses.families import DiagonalFamily, FullFamily, decoupled_kls
 from mpo_robot.losses.full_covariance import FullGaussian
-from mpo_robot.losses.gaussian import Gaussian, decoupled_kls
+from mpo_robot.losses.gaussian import Gaussian
 from mpo_robot.losses.parametric import advantage_weights
 from mpo_robot.losses.returns import n_step, off_policy_returns, retrace, td_lambda, td_zero
 
@@ -88,7 +89,7 @@ def factors(seed, states, size):
 def test_full_kls_are_not_negative_and_do_not_depend_on_coordinates(seed, states, size):
     online = FullGaussian(normal(seed, states, size), factors(seed + 2, states, size))
     target = FullGaussian(normal(seed + 4, states, size), factors(seed + 6, states, size))
-    for kl in (*full_covariance.decoupled_kls(online, target), full_covariance.coupled_kl(online, target)):
+    for kl in (*decoupled_kls(FullFamily, online, target), full_covariance.coupled_kl(online, target)):
         assert (kl >= -1e-12).all()
     change, shift = factors(seed + 8, states, size), normal(seed + 10, states, size)
     moved = [
@@ -105,8 +106,8 @@ def test_diagonal_and_full_kls_agree(seed, states, size):
     stddev, wide = normal(seed + 2, states, size).exp(), normal(seed + 3, states, size).exp()
     online = FullGaussian(mean, torch.diag_embed(stddev))
     target = FullGaussian(other, torch.diag_embed(wide))
-    from_diagonal = decoupled_kls(Gaussian(mean, stddev), Gaussian(other, wide))
-    for left, right in zip(full_covariance.decoupled_kls(online, target), from_diagonal):
+    from_diagonal = decoupled_kls(DiagonalFamily, Gaussian(mean, stddev), Gaussian(other, wide))
+    for left, right in zip(decoupled_kls(FullFamily, online, target), from_diagonal):
         torch.testing.assert_close(left, right)
     torch.testing.assert_close(full_covariance.coupled_kl(online, target), gaussian.kl_full(other, wide, mean, stddev))
 
