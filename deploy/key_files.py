@@ -106,6 +106,8 @@ def _content(public: bytes, secret: bytes | None) -> bytes:
 
 
 def _load(path: Path) -> tuple[bytes, bytes | None]:
+    if not path.is_file():
+        raise ConfigError(f"cannot read key file {path}: there is none (`mpo-robot keys new` makes a pair)")
     try:
         public, secret = zmq.auth.load_certificate(path)
         for key in (public, secret):

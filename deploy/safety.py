@@ -8,6 +8,7 @@ says of its past commands. Limits on what is measured are in `deploy.watch`. Sha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -61,6 +62,12 @@ class PositionLimit:
     terms: dict[str, Range] = field(default_factory=dict)
 
 
+def _require_numbers(section: str, mode: ClampMode, name: str, numbers: Mapping[str, float]) -> None:
+    """Refuse a mode that someone chose for a limit without a number: nothing would be limited."""
+    if mode not in ("off", "clamp") and not numbers:
+        raise ConfigError(f"{section}.mode {mode} limits nothing without {section}.{name}, such as {{default: 2.0}}")
+
+
 @dataclass(frozen=True)
 class RateLimit:
     """How fast commands may change.
@@ -73,6 +80,9 @@ class RateLimit:
 
     mode: ClampMode = "clamp"
     max_per_second: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _require_numbers("safety.rate", self.mode, "max_per_second", self.max_per_second)
 
 
 @dataclass(frozen=True)
@@ -87,6 +97,9 @@ class AccelerationLimit:
 
     mode: ClampMode = "clamp"
     max_per_second2: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _require_numbers("safety.acceleration", self.mode, "max_per_second2", self.max_per_second2)
 
 
 @dataclass(frozen=True)

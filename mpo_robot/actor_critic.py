@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mpo_robot.acting import FloatArray, SampledAction
+from mpo_robot.errors import DivergenceError
 from mpo_robot.mpo_config import LearnerConfig
 from mpo_robot.networks import flat_gradient, flatten_parameters
 from mpo_robot.replay import SequenceBatch
@@ -138,13 +139,13 @@ class ActorCritic(abc.ABC):
             want_metrics: Return metrics (costs a few tenths of a millisecond), else None.
 
         Raises:
-            FloatingPointError: a loss is not finite; the parameters are then still those from before.
+            DivergenceError: a loss is not finite; the parameters are then still those from before.
         """
         duals = self._online.get("duals")
         before = None if duals is None else duals.clone()
         try:
             metrics = self.backward(batch, reward_scale, want_metrics)
-        except FloatingPointError:
+        except DivergenceError:
             if duals is not None and before is not None:
                 duals.copy_(before)  # an exact temperature is written before the losses are known
             raise
@@ -152,9 +153,13 @@ class ActorCritic(abc.ABC):
         return metrics
 
     def require_finite(self, loss: Tensor) -> None:
-        """Raise FloatingPointError for a loss that is not finite."""
+        """Raise DivergenceError for a loss that is not finite."""
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"loss is not finite at learner step {self.learner_steps}: {loss.item()}")
+            raise DivergenceError(
+                f"the loss is {loss.item()} at learner step {self.learner_steps}, and nothing was learnt from it. Look "
+                "for observations and rewards of enormous size; otherwise lower learner.learning_rate_critic and "
+                "learner.learning_rate_policy. The checkpoints are from before"
+            )
 
     @staticmethod
     def state_weights(batch: TensorBatch) -> Tensor:

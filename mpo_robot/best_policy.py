@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mpo_robot.checkpoint import read_state
 from mpo_robot.errors import ConfigError, first_line
 from mpo_robot.evaluation import Evaluation
 from mpo_robot.run_folder import write_atomically
@@ -55,7 +56,6 @@ def load_best_policy(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise ConfigError(f"no {path}: the run was not evaluated yet, or is older than this file's invention")
     try:
-        state: dict[str, Any] = torch.load(path, weights_only=True)
-    except Exception as error:  # torch raises many types for a damaged file
+        return read_state(path)
+    except Exception as error:
         raise ConfigError(f"cannot read the best policy, {path}: {first_line(error)}") from error
-    return state

@@ -12,7 +12,7 @@ import numpy as np
 
 from mpo_robot.episode import Episode
 from mpo_robot.errors import ConfigError
-from mpo_robot.replay import FloatArray, SequenceBatch, SequenceReplay
+from mpo_robot.replay import FloatArray, SequenceBatch, SequenceReplay, allocate
 
 
 class ByteReplay(SequenceReplay):
@@ -25,7 +25,7 @@ class ByteReplay(SequenceReplay):
         if capacity >= 2**24:
             raise ConfigError(f"replay capacity must stay below {2**24:,} rows with bytes, got {capacity:,}")
         super().__init__(capacity, 1, action_size)
-        self._bytes = np.zeros((capacity, observation_size), np.uint8)
+        self._bytes = allocate((capacity, observation_size), np.uint8)
 
     def add(
         self,

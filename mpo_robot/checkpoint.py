@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pickle
 import shutil
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,7 +89,7 @@ def load_checkpoint(directory: Path, load_replay: Callable[[Path], None] | None 
     problems: list[str] = []
     for path in reversed(found):
         try:
-            state = torch.load(path / STATE_FILE, weights_only=True)
+            state = read_state(path / STATE_FILE)
             if load_replay is not None:
                 load_replay(path / REPLAY_FILE)
         except MpoRobotError:
@@ -102,6 +104,20 @@ def load_checkpoint(directory: Path, load_replay: Callable[[Path], None] | None 
         f"cannot read checkpoint {', nor '.join(problems)}. There is no other: remove or move "
         f"{'this folder' if len(problems) == 1 else 'these folders'} to begin anew"
     )
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What `torch.save` wrote; anything but tensors and plain values is refused.
+
+    Raises:
+        Exception: of many types, for a damaged file.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # what it says of foreign files is said below
+            return torch.load(path, weights_only=True)
+    except pickle.UnpicklingError as error:  # its text is advice on how to run the code inside
+        raise ValueError("damaged, or not written by this program") from error
 
 
 def bytes_to_tensor(content: bytes) -> torch.Tensor:

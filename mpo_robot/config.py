@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -70,8 +71,8 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
             raise ConfigError(f"override {override!r} must look like key=value or section.key=value")
         try:
             value = parse_scalar(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"override {override!r}: {text!r} is not valid YAML") from error
+        except ConfigError as error:
+            raise ConfigError(f"override {override!r}: {error}") from error
         target = result
         for key in keys[:-1]:
             section: Any = target.get(key)
@@ -85,8 +86,15 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
 
 
 def parse_scalar(text: str) -> Any:
-    """A YAML value; `1e-3` counts as a number, as every user expects (YAML 1.1 would read a string)."""
-    value = yaml.safe_load(text)
+    """A YAML value; `1e-3` counts as a number, as every user expects (YAML 1.1 would read a string).
+
+    Raises:
+        ConfigError: not valid YAML.
+    """
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{text!r} is not valid YAML") from error
     if isinstance(value, str):
         try:
             return float(value)
@@ -237,7 +245,8 @@ def _convert_scalar(hint: Any, value: Any, path: str) -> Any:
     if hint is Any:
         return value
     if isinstance(value, str) and hint in (float, int):
-        value = parse_scalar(value)  # YAML 1.1 reads 1e-3 as text
+        with contextlib.suppress(ConfigError):  # then it is refused below, with its name
+            value = parse_scalar(value)  # YAML 1.1 reads 1e-3 as text
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return _finite(value, path)
     if hint is int and isinstance(value, float) and value.is_integer():

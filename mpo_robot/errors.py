@@ -23,6 +23,10 @@ class ProtocolError(MpoRobotError):
     """A wire message cannot be decoded or breaks the protocol."""
 
 
+class DivergenceError(MpoRobotError, FloatingPointError):
+    """A loss is not finite any more; the parameters are still those from before."""
+
+
 class ExportError(MpoRobotError):
     """A policy cannot be exported, or the exported file fails its parity gate."""
 

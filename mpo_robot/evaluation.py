@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mpo_robot.specs import PolicySpec
 from mpo_robot.types import Environment, FloatArray
 
 
@@ -26,6 +27,11 @@ class Evaluation(NamedTuple):
             "return_max": float(self.returns.max()),
             "episodes": len(self.returns),
         }
+
+
+def evaluated_action(spec: PolicySpec) -> str:
+    """What an evaluation takes of the policy's distribution, in words."""
+    return "mean action" if spec.num_actions is None else "most probable action"
 
 
 def evaluate(

@@ -204,6 +204,8 @@ class LearnerConfig:
             raise ValueError(f"target_update_rate must be in (0, 1], got {self.target_update_rate}")
         if self.policy_average_updates is not None and self.policy_average_updates < 1:
             raise ValueError(f"policy_average_updates must be at least 1 or null, got {self.policy_average_updates}")
+        if self.grad_clip_norm is not None and not self.grad_clip_norm > 0:
+            raise ValueError(f"grad_clip_norm must be positive, or null for no bound; got {self.grad_clip_norm}")
         for name in ("learning_rate_policy", "learning_rate_critic", "learning_rate_duals"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")

@@ -47,6 +47,22 @@ class SequenceBatch(NamedTuple):
     policy_state: FloatArray
 
 
+def allocate(shape: tuple[int, int], kind: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Zeros for so many rows.
+
+    Raises:
+        ConfigError: the machine cannot hold them.
+    """
+    try:
+        return np.zeros(shape, kind)
+    except MemoryError as error:
+        size = shape[0] * shape[1] * np.dtype(kind).itemsize / 1e9
+        raise ConfigError(
+            f"a replay of {shape[0]:,} rows takes {size:.1f} GB, which this machine does not have: lower "
+            "training.replay_capacity"
+        ) from error
+
+
 class SequenceReplay:
     """Ring of the newest `capacity` rows."""
 
@@ -56,7 +72,7 @@ class SequenceReplay:
         self.capacity = capacity
         self.observation_size = observation_size
         self.action_size = action_size
-        self._rows = np.zeros((capacity, observation_size + action_size + _EXTRA), np.float32)
+        self._rows = allocate((capacity, observation_size + action_size + _EXTRA), np.float32)
         self._extra = observation_size + action_size
         self._next = 0  # next row to write
         self._size = 0  # rows in use

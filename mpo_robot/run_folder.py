@@ -70,7 +70,7 @@ class RunFolder:
             changes: `section.key` -> [value before, value after], so that run.json and config.yaml give every
                 configuration the run ever had.
         """
-        record = json.loads(self.run_file.read_text()) if self.run_file.exists() else {}
+        record = read_json(self.run_file) if self.run_file.exists() else {}
         session = run_record(record.get("seed", 0))
         record.setdefault("resumed", []).append(
             {
@@ -120,9 +120,13 @@ class RunFolder:
                 self.path.rmdir()
 
     def spec(self) -> PolicySpec:
-        """The run's policy spec."""
+        """The run's policy spec.
+
+        Raises:
+            ConfigError: no run folder, or its spec is missing or damaged.
+        """
         self.require()
-        return PolicySpec.from_dict(json.loads(self.spec_file.read_text()))
+        return PolicySpec.from_dict(read_json(self.spec_file))
 
 
 def run_record(seed: int) -> dict[str, Any]:
@@ -170,6 +174,23 @@ def git_state() -> dict[str, Any]:
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        ConfigError: it cannot be read, or holds something else.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} must hold a JSON object, found {type(data).__name__}")
+    return data
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace a file so that readers, and a crash, see the old or the new content, never a part."""
     temporary = path.with_name(f".{path.name}.tmp")
@@ -180,6 +201,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     os.replace(temporary, path)
 
 
+def _is_step(row: Mapping[str, str | None], last: int) -> bool:
+    """Whether a row is whole enough to say its step, and that is none after `last`."""
+    text = row["environment_steps"] or ""
+    return text.isdecimal() and int(text) <= last
+
+
 class CsvLog:
     """Append-only CSV with a fixed header; on resume, rows after the checkpoint's step are dropped."""
 
@@ -188,7 +215,10 @@ class CsvLog:
         self.columns = columns
         if resume_step is not None and path.exists():
             with path.open(newline="") as stream:
-                rows = [row for row in csv.DictReader(stream) if int(row["environment_steps"]) <= resume_step]
+                reader = csv.DictReader(stream)
+                if "environment_steps" not in (reader.fieldnames or ()):
+                    raise ConfigError(f"{path} is damaged (its first line names no environment_steps): move it away")
+                rows = [row for row in reader if _is_step(row, resume_step)]
             lines = [",".join(columns)] + [",".join(row.get(column) or "" for column in columns) for row in rows]
             write_atomically(path, "\n".join(lines) + "\n")
         elif not path.exists():

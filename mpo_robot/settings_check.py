@@ -215,7 +215,7 @@ def objections(training: TrainingConfig, learner: LearnerConfig, num_actions: in
     yield from _no_bound(learner, num_actions)
     yield from _biased_values(learner)
     for key, why in idle_settings(training, learner, num_actions is not None).items():
-        yield f"{key} has no effect {why}; leave it out"
+        yield f"{key} has no effect {why}; remove it"
 
 
 def idle_settings(training: TrainingConfig, learner: LearnerConfig, discrete: bool) -> dict[str, str]:
@@ -237,6 +237,16 @@ def _no_learning(training: TrainingConfig, learner: LearnerConfig) -> Iterator[s
         yield (
             f"nothing would be learnt: training.warmup_steps {training.warmup_steps} must be below "
             f"training.total_steps {training.total_steps}"
+        )
+    elif (training.total_steps - training.warmup_steps + 1) * training.updates_per_step < 1.0:
+        yield (
+            f"nothing would be learnt: training.updates_per_step {training.updates_per_step} makes no whole update in "
+            f"the {training.total_steps - training.warmup_steps} steps after the warm-up"
+        )
+    if training.total_steps < learner.sequence_length:
+        yield (
+            f"nothing would be learnt: training.total_steps {training.total_steps} must be at least "
+            f"learner.sequence_length {learner.sequence_length}"
         )
     if training.replay_capacity <= learner.sequence_length:
         yield (

@@ -7,9 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mpo_robot.cli.compare_table import Runs, write_comparison
+from mpo_robot.cli.compare_table import Runs, parse_ranges, write_comparison
 from mpo_robot.cli.settings import load_run_config
-from mpo_robot.cli.trainings import Training, num_actions, parse_seeds, plan_training, train_missing
+from mpo_robot.cli.trainings import (
+    Training,
+    add_study_arguments,
+    check_last_evaluation,
+    check_study_arguments,
+    num_actions,
+    parse_seeds,
+    plan_training,
+    train_missing,
+)
 from mpo_robot.errors import ConfigError
 from mpo_robot.run_folder import RunFolder
 from mpo_robot.settings_check import idle_settings
@@ -28,16 +37,10 @@ class Plan(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the comparison."""
-    group = parser.add_argument_group(
-        "bench compare", "Train algorithms on tasks over seeds, then compare: bench compare --tasks ... [key=value]"
-    )
-    group.add_argument("--algorithms", default="mpo,sac,ddpg,epg", help="names in configs/train/baselines/, or files")
-    group.add_argument("--tasks", help="such as dm_control:cartpole-swingup,gymnasium:HalfCheetah-v4")
-    group.add_argument("--seeds", default="0,1", help="comma-separated")
-    group.add_argument("--steps", type=int, default=100_000, help="environment steps of each training")
-    group.add_argument("--jobs", type=int, default=1, help="trainings at a time, one thread each")
-    group.add_argument("--dir", type=Path, help="folder of the runs and of the result (default: runs/compare)")
-    group.add_argument(
+    parser.add_argument("--algorithms", default="mpo,sac,ddpg,epg", help="names in configs/train/baselines/, or files")
+    parser.add_argument("--tasks", required=True, help="such as dm_control:cartpole-swingup,gymnasium:HalfCheetah-v4")
+    add_study_arguments(parser, Path("runs/compare"))
+    parser.add_argument(
         "--score-range",
         action="append",
         default=[],
@@ -47,39 +50,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Execute the command: train what is missing, then write and print the comparison."""
-    directory = args.dir or Path("runs/compare")
-    plans = make_plans(args, directory, overrides)
-    failed = train_missing([plan.training for plan in plans], directory, args.jobs)
+    plans = make_plans(args)
+    score_ranges = parse_ranges(args.score_range, [plan.task for plan in plans])
+    failed = train_missing([plan.training for plan in plans], args.dir, args.jobs)
     finished = [plan for plan in plans if plan.training.is_finished]
     curves = {(plan.algorithm, plan.task, plan.seed): plan.training.curve(args.steps) for plan in finished}
-    print(write_comparison(directory, Runs(curves), args.steps, args.score_range))
+    print(write_comparison(args.dir, Runs(curves), args.steps, score_ranges))
     return 1 if failed else 0
 
 
-def make_plans(args: argparse.Namespace, directory: Path, overrides: Sequence[str]) -> list[Plan]:
+def make_plans(args: argparse.Namespace) -> list[Plan]:
     """All trainings, checked before the first one starts.
 
     Raises:
         ConfigError: a bad option, unknown algorithm or setting, or a run of other settings in the folder.
     """
-    if not args.tasks:
-        raise ConfigError("bench compare needs --tasks, such as --tasks dm_control:cartpole-swingup")
-    if args.jobs < 1 or args.steps < 1:
-        raise ConfigError("--jobs and --steps must be at least 1")
+    check_study_arguments(args)
     seeds = parse_seeds(args.seeds)
     tasks, algorithms = args.tasks.split(","), [_algorithm(name) for name in args.algorithms.split(",")]
     for what, items in (("--tasks", tasks), ("--algorithms", [name for name, _ in algorithms])):
         if len(set(items)) < len(items):
             raise ConfigError(f"{what} names something twice: {items}")
     plans = [
-        _plan(directory, name, file, task, seed, args.steps, overrides)
+        _plan(args.dir, name, file, task, seed, args.steps, args.overrides)
         for seed in seeds
         for task in tasks
         for name, file in algorithms
     ]
-    for override in overrides:
+    for override in args.overrides:
         if all(override not in plan.training.overrides for plan in plans):
             raise ConfigError(f"{override} has no effect on any of the algorithms and tasks: leave it out")
     return plans
@@ -103,10 +103,5 @@ def _plan(directory: Path, name: str, file: Path, task: str, seed: int, steps: i
     idle = idle_settings(config.training, config.learner, num_actions(config.environment.nominal()) is not None)
     own = [override for override in overrides if override.partition("=")[0].strip() not in idle]
     training = plan_training(file, (*own, *settings), folder)
-    period = training.config.training.evaluation_period
-    if steps % period:
-        raise ConfigError(
-            f"--steps {steps} must be a multiple of training.evaluation_period {period}, "
-            "so that the last evaluation is of the final policy"
-        )
+    check_last_evaluation(training, steps)
     return Plan(name, task, seed, training)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import permutations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,14 +55,17 @@ class Runs(NamedTuple):
         return np.array(steps, float), np.array([[[curve[step] for curve in row] for row in curves] for step in steps])
 
 
-def write_comparison(directory: Path, runs: Runs, last_step: int, score_ranges: Sequence[str]) -> str:
+def write_comparison(
+    directory: Path, runs: Runs, last_step: int, score_ranges: Mapping[str, tuple[float, float]]
+) -> str:
     """Write comparison.csv, improvement.csv, scores.csv and comparison.png; returns the tables as text.
 
     Args:
         last_step: Step at which all curves end.
+        score_ranges: Returns that count as score 0 and 1, of tasks that are not to have the usual ones.
 
     Raises:
-        ConfigError: nothing to compare, or a bad score range.
+        ConfigError: nothing to compare.
     """
     tasks = runs.unique(1)
     returns = {name: runs.returns(name) for name in runs.unique(0)}
@@ -98,9 +101,8 @@ def _improvement(ours: FloatArray, theirs: FloatArray) -> Estimate:
 
 
 def _score_bounds(
-    tasks: Sequence[str], returns: Sequence[FloatArray], options: Sequence[str]
+    tasks: Sequence[str], returns: Sequence[FloatArray], given: Mapping[str, tuple[float, float]]
 ) -> tuple[FloatArray, FloatArray, list[str]]:
-    given = dict(_parse_range(option, tasks) for option in options)
     everything = np.concatenate(list(returns))  # [runs, K]
     bounds, notes = [], []
     for index, task in enumerate(tasks):
@@ -118,6 +120,21 @@ def _score_bounds(
     return low, high, notes
 
 
+def parse_ranges(options: Sequence[str], tasks: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Returns that count as score 0 and 1, by task, from options such as `TASK=LOW:HIGH`.
+
+    Raises:
+        ConfigError: another form, a task that is not compared or is named twice, or HIGH not above LOW.
+    """
+    ranges: dict[str, tuple[float, float]] = {}
+    for option in options:
+        task, bounds = _parse_range(option, tasks)
+        if task in ranges:
+            raise ConfigError(f"--score-range names {task!r} twice")
+        ranges[task] = bounds
+    return ranges
+
+
 def _parse_range(option: str, tasks: Sequence[str]) -> tuple[str, tuple[float, float]]:
     task, _, text = option.rpartition("=")
     try:
@@ -125,7 +142,9 @@ def _parse_range(option: str, tasks: Sequence[str]) -> tuple[str, tuple[float, f
     except ValueError as error:
         raise ConfigError(f"--score-range must look like TASK=LOW:HIGH, got {option!r}") from error
     if task not in tasks:
-        raise ConfigError(f"--score-range names {task!r}, which is not compared; there are: {', '.join(tasks)}")
+        raise ConfigError(
+            f"--score-range names {task!r}, which is not compared; there are: {', '.join(dict.fromkeys(tasks))}"
+        )
     if not high > low:
         raise ConfigError(f"--score-range {option!r}: HIGH must be above LOW")
     return task, (low, high)

@@ -14,7 +14,7 @@ from deploy.categorical_policy import OnnxCategoricalPolicy, open_policy
 from mpo_robot.cli.settings import load_run_config
 from mpo_robot.config import build
 from mpo_robot.errors import ConfigError
-from mpo_robot.evaluation import evaluate
+from mpo_robot.evaluation import evaluate, evaluated_action
 from mpo_robot.policy_io import load_policy
 from mpo_robot.run_folder import RunFolder
 from mpo_robot.specs import PolicySpec
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         print(
             f"{task}: return {summary['return_mean']:.1f} +- {summary['return_std']:.1f} "
             f"(min {summary['return_min']:.1f}, max {summary['return_max']:.1f}) over {args.episodes} episodes "
-            f"of {summary['length_mean']:.0f} steps, mean action"
+            f"of {summary['length_mean']:.0f} steps, {evaluated_action(spec)}"
         )
     return 0
 
@@ -112,7 +112,9 @@ def _load(path: Path, best: bool) -> Loaded:
             return actor.distribution(observation if normalizer is None else normalizer(observation))[0]
 
         return Loaded(act, loaded.spec, config.nominal_environment(), best)
-    if best and path.exists():
+    if not path.exists():
+        raise ConfigError(f"there is no {path}: give a run folder or an exported policy")
+    if best:
         raise ConfigError(f"--best chooses among the policies of a run folder, and {path} is a file: leave it out")
     policy = open_policy(path)
     training = policy.metadata.get("training", {})

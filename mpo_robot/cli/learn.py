@@ -118,7 +118,7 @@ class LearnSession:
             intake.mark()
             if self.should_stop():
                 print("stopped; what was ingested and learnt is saved", flush=True)
-                return 0
+                return 130 if poll_s is None else 0  # with --watch this is how it ends
             version = self._publish_if_due()
             if poll_s is None:
                 self._say_what_is_left(taken, learnt or bool(version))

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import argparse
 import csv
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mpo_robot.cli.trainings import Training, parse_seeds, plan_training, train_missing
+from mpo_robot.cli.trainings import (
+    Training,
+    add_study_arguments,
+    check_last_evaluation,
+    check_study_arguments,
+    parse_seeds,
+    plan_training,
+    train_missing,
+)
 from mpo_robot.config import parse_scalar, to_dict
 from mpo_robot.errors import ConfigError
 from mpo_robot.report.sensitivity_chart import Variation, draw_sensitivity
@@ -38,52 +47,44 @@ class Plan(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the study; seeds, steps, jobs and folder are those of `bench compare`."""
-    group = parser.add_argument_group(
-        "bench sensitivity", "Vary one setting at a time around a configuration: bench sensitivity [--vary ...]"
-    )
-    group.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="the base (default: HalfCheetah-v4)")
-    group.add_argument(
+    """Options of the study."""
+    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="the base (default: HalfCheetah-v4)")
+    parser.add_argument(
         "--vary",
         action="append",
         default=[],
         metavar="KEY=V1,V2,...",
         help="a setting and its values; repeat for others (default: batch, learning rates and the three epsilons)",
     )
+    add_study_arguments(parser, Path("runs/sensitivity"))
 
 
-def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Execute the command: train what is missing, then write and print the study."""
-    directory = args.dir or Path("runs/sensitivity")
-    plans, base_values = make_plans(args, directory, overrides)
-    failed = train_missing([plan.training for plan in plans], directory, args.jobs)
+    plans, base_values = make_plans(args)
+    failed = train_missing([plan.training for plan in plans], args.dir, args.jobs)
     finished = [plan for plan in plans if plan.training.is_finished]
-    print(write_study(directory, finished, base_values, args.steps))
+    print(write_study(args.dir, finished, base_values, args.steps))
     return 1 if failed else 0
 
 
-def make_plans(
-    args: argparse.Namespace, directory: Path, overrides: Sequence[str]
-) -> tuple[list[Plan], dict[str, Any]]:
+def make_plans(args: argparse.Namespace) -> tuple[list[Plan], dict[str, Any]]:
     """All trainings, checked before the first one starts, and the base's value of every varied setting.
 
     Raises:
         ConfigError: a bad option or setting, or a run of other settings in the folder.
     """
-    if args.jobs < 1 or args.steps < 1:
-        raise ConfigError("--jobs and --steps must be at least 1")
-    common = (*overrides, f"training.total_steps={args.steps}")
+    check_study_arguments(args)
+    common = (*args.overrides, f"training.total_steps={args.steps}")
     seeds = parse_seeds(args.seeds)
     variations = dict(_parse_variation(option) for option in args.vary or DEFAULT_VARIATIONS)
-    plans = [_plan(args.config, directory, common, BASE, None, seed) for seed in seeds]
+    plans = [_plan(args.config, args.dir, common, BASE, None, seed) for seed in seeds]
     config = to_dict(plans[0].training.config)
-    period = config["training"]["evaluation_period"]
-    if args.steps % period:
-        raise ConfigError(f"--steps {args.steps} must be a multiple of training.evaluation_period {period}")
+    check_last_evaluation(plans[0].training, args.steps)
     base_values: dict[str, Any] = {}
     for setting, values in variations.items():
         plans += [
-            _plan(args.config, directory, common, setting, value, seed)
+            _plan(args.config, args.dir, common, setting, value, seed)
             for value in values
             for seed in seeds
             if value != _lookup(config, setting)
@@ -94,19 +95,24 @@ def make_plans(
 
 def _parse_variation(option: str) -> tuple[str, list[Any]]:
     setting, separator, text = option.partition("=")
-    values = [parse_scalar(part) for part in text.split(",")]
-    if not separator or not text or any(isinstance(value, (dict, list)) for value in values):
+    values = [_value(parse_scalar(part)) for part in re.split(r",(?![^\[]*\])", text)]  # not at commas inside brackets
+    if not separator or not text or any(isinstance(value, dict) for value in values):
         raise ConfigError(f"--vary must look like learner.mpo.epsilon=0.03,0.1,0.3, got {option!r}")
-    if len({str(value) for value in values}) < len(values):
+    if len(set(values)) < len(values):
         raise ConfigError(f"--vary {option!r} names a value twice")
     return setting.strip(), values
+
+
+def _value(value: Any) -> Any:
+    """The value such that it can be a key: a list such as [256, 256] is a text, as YAML reads it."""
+    return str(value) if isinstance(value, list) else value
 
 
 def _lookup(config: Mapping[str, Any], setting: str) -> Any:
     value: Any = config
     for key in setting.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None
-    return value
+    return _value(value)
 
 
 def _plan(config: Path, directory: Path, common: Sequence[str], setting: str, value: Any, seed: int) -> Plan:

@@ -18,7 +18,7 @@ from mpo_robot.cli.settings_list import add_settings_option
 from mpo_robot.compute import configure_compute
 from mpo_robot.config import differences, dump_yaml
 from mpo_robot.errors import ConfigError
-from mpo_robot.evaluation import Evaluation
+from mpo_robot.evaluation import Evaluation, evaluated_action
 from mpo_robot.run_folder import RunFolder
 from mpo_robot.trainer import Trainer
 from mpo_robot.types import Environment, EnvironmentVector
@@ -59,8 +59,7 @@ def run(args: argparse.Namespace) -> int:
         folder = RunFolder(args.run or Path("runs") / f"{args.config.stem}-seed{config.seed}")
     with folder.in_use():
         trainer = make_trainer(config, folder, resume=args.resume is not None, earlier=earlier)
-        run_trainer(trainer, config, quiet=args.quiet)
-    return 0
+        return 0 if run_trainer(trainer, config, quiet=args.quiet) else 130
 
 
 def make_trainer(
@@ -129,13 +128,15 @@ def _trainer_of(algorithm: str) -> type[Trainer]:
     return cast("type[Trainer]", PPOTrainer)  # all that is used of it here
 
 
-def run_trainer(trainer: Trainer, config: RunConfig, quiet: bool = False) -> None:
-    """Train with a progress bar; Ctrl-C or SIGTERM saves a checkpoint and stops."""
+def run_trainer(trainer: Trainer, config: RunConfig, quiet: bool = False) -> bool:
+    """Train with a progress bar; Ctrl-C or SIGTERM saves a checkpoint and stops. Returns whether it came to its end."""
     total = config.training.total_steps
     print(
         f"Training {config.environment.task} for {total:,} environment steps, seed {config.seed}, in "
         f"{trainer.folder.path} (Ctrl-C saves and stops)"
     )
+
+    action = evaluated_action(trainer.evaluation_environment.spec)
 
     def request_stop(signum: int, frame: FrameType | None) -> None:
         trainer.stop_requested = True
@@ -147,7 +148,7 @@ def run_trainer(trainer: Trainer, config: RunConfig, quiet: bool = False) -> Non
         summary = result.summary()
         bar.write(
             f"step {step:>9,}  return {summary['return_mean']:8.1f} +- {summary['return_std']:.1f}"
-            f"  ({int(summary['episodes'])} episodes, mean action, {trainer.clock.seconds:.0f} s)",
+            f"  ({int(summary['episodes'])} episodes, {action}, {trainer.clock.seconds:.0f} s)",
             file=sys.stdout,
         )
         sys.stdout.flush()
@@ -165,5 +166,6 @@ def run_trainer(trainer: Trainer, config: RunConfig, quiet: bool = False) -> Non
         print(
             f"Stopped at step {trainer.environment_steps:,}. Continue: mpo-robot train --resume {trainer.folder.path}"
         )
-    else:
-        print(f"Done. Next: mpo-robot export {trainer.folder.path} -o policy.onnx")
+        return False
+    print(f"Done. Next: mpo-robot export {trainer.folder.path} -o policy.onnx")
+    return True

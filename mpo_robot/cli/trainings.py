@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import os
 import signal
@@ -76,6 +77,41 @@ class Outcome(NamedTuple):
 
     failed: list[Training]
     interrupted: bool
+
+
+def add_study_arguments(parser: argparse.ArgumentParser, directory: Path) -> None:
+    """Options of a study of several trainings; its runs and result go to `directory` unless `--dir` says otherwise."""
+    parser.add_argument("--seeds", default="0,1", help="comma-separated (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=100_000, help="environment steps of each training")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, one thread each")
+    parser.add_argument(
+        "--dir", type=Path, default=directory, help="folder of the runs and of the result (default: %(default)s)"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of every training")
+
+
+def check_study_arguments(args: argparse.Namespace) -> None:
+    """Refuse numbers of jobs or steps below one.
+
+    Raises:
+        ConfigError: one of them is.
+    """
+    if args.jobs < 1 or args.steps < 1:
+        raise ConfigError("--jobs and --steps must be at least 1")
+
+
+def check_last_evaluation(training: Training, steps: int) -> None:
+    """Refuse a number of steps after which the final policy would not be evaluated.
+
+    Raises:
+        ConfigError: it is no multiple of the evaluation period.
+    """
+    period = training.config.training.evaluation_period
+    if steps % period:
+        raise ConfigError(
+            f"--steps {steps} must be a multiple of training.evaluation_period {period}, "
+            "so that the last evaluation is of the final policy"
+        )
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -188,7 +224,7 @@ def train_missing(trainings: Sequence[Training], directory: Path, jobs: int) -> 
 
 def _ended_well(training: Training, code: int, asked_to_stop: bool) -> bool:
     if asked_to_stop:
-        return code in (0, -signal.SIGTERM)  # the latter: it had not begun yet
+        return code in (0, 130, -signal.SIGTERM)  # finished; saved and stopped; not begun yet
     return code == 0 and training.is_finished
 
 

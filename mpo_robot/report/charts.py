@@ -93,13 +93,8 @@ def thin(x: Array, y: Array, points: int = 400) -> tuple[Array, Array]:
     return np.add.reduceat(x, starts) / counts, np.add.reduceat(y, starts) / counts
 
 
-def draw_legend(axes: Any, ncols: int = 1, loc: str = "best") -> None:
-    """Legend without a box, in the page's ink."""
-    axes.legend(loc=loc, ncols=ncols, frameon=False, fontsize=9.0, labelcolor=INK)
-
-
 def draw_legend_above(axes: Any, ncols: int) -> None:
-    """Legend of a figure with one panel, above it: for content that leaves no corner free."""
+    """Legend of a figure with one panel, above it, in the page's ink: no corner inside is sure to stay free."""
     axes.figure.legend(loc="outside upper left", ncols=ncols, frameon=False, fontsize=9.0, labelcolor=INK)
 
 

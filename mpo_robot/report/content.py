@@ -41,9 +41,9 @@ def build_report(run: RunData, logs: Sequence[LogSummary] = (), demo: Mapping[st
 
 def _headlines(run: RunData, logs: Sequence[LogSummary], demo: Mapping[str, Any]) -> list[Number]:
     numbers = [*_evaluation_numbers(run), *_progress_numbers(run)]
-    bound = finite(run.metrics, "kl_mean_rel")
+    bound = np.concatenate([finite(run.metrics, name) for name in ("kl_mean_rel", "kl_policy_rel")])
     if len(bound):
-        numbers.append(Number("Mean KL / bound", f"{np.median(bound):.2f}", f"median; largest {bound.max():.2f}"))
+        numbers.append(Number("M-step KL / bound", f"{np.median(bound):.2f}", f"median; largest {bound.max():.2f}"))
     latency = percentiles(np.concatenate([log.latency_us for log in logs])) if logs else {}
     if latency:
         numbers.append(Number("Action latency p50", f"{latency['p50']:,.0f} µs", f"p99 {latency['p99']:,.0f} µs"))

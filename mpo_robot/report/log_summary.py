@@ -26,7 +26,8 @@ class LogSummary:
         steps: Usable steps in the file.
         invalid_steps: Steps kept apart because a sensor reading was bad.
         gaps: Places where `step_index` jumps.
-        end: `terminated`, `truncated` or `unfinished`.
+        end: `terminated`, `truncated`, `unfinished`, or the reason for which the control loop cut the episode, such as
+            `estop`.
         complete: The writer closed the file and all of it was read.
         problem: Why not complete; empty otherwise.
         total_reward: Sum of the known rewards.
@@ -62,6 +63,11 @@ class LogSummary:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def is_whole(self) -> bool:
+        """Whether the episode came to its own end: its return compares with those of others."""
+        return self.end in ("terminated", "truncated", "max_steps")
+
+    @property
     def main_policy_version(self) -> str:
         """Version that took most steps, or an empty text."""
         return max(self.policy_versions, key=lambda version: self.policy_versions[version], default="")
@@ -85,7 +91,7 @@ def summarize(
         steps=len(records),
         invalid_steps=invalid_steps,
         gaps=sum(after.step_index != before.step_index + 1 for before, after in itertools.pairwise(records)),
-        end=_end(records),
+        end=_end(records, metadata),
         complete=not problem,
         problem=problem,
         total_reward=math.fsum(known),
@@ -109,7 +115,9 @@ def percentiles(values: npt.NDArray[np.float64]) -> dict[str, float]:
     return {"p50": float(p50), "p99": float(p99), "max": float(values.max())}
 
 
-def _end(records: Sequence[StepRecord]) -> str:
-    if records and records[-1].terminated:
+def _end(records: Sequence[StepRecord], metadata: Mapping[str, Any]) -> str:
+    if not records or not (records[-1].terminated or records[-1].truncated):
+        return "unfinished"
+    if records[-1].terminated:
         return "terminated"
-    return "truncated" if records and records[-1].truncated else "unfinished"
+    return str((metadata.get("statistics") or {}).get("end_reason") or "truncated")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy.typing as npt
 
 from mpo_robot.config import read_yaml
 from mpo_robot.errors import ConfigError
-from mpo_robot.run_folder import RunFolder
+from mpo_robot.run_folder import RunFolder, read_json
 
 Table = Mapping[str, npt.NDArray[np.float64]]
 
@@ -77,7 +76,7 @@ def read_run(path: str | Path) -> RunData:
         path=folder.path,
         config=read_yaml(folder.config_file),
         config_text=folder.config_file.read_text(encoding="utf-8"),
-        record=_read_json(folder.run_file),
+        record=read_json(folder.run_file) if folder.run_file.exists() else {},
         metrics=read_table(folder.metrics_file),
         evaluations=read_table(folder.evaluations_file),
         learning=read_table(folder.path / "learn.csv"),
@@ -123,15 +122,3 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         return float("nan")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} must hold a JSON object, found {type(data).__name__}")
-    return data

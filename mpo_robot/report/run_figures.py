@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mpo_robot.report.charts import INK, SERIES, SOFT, Chart, draw_legend, draw_steps_axis, short_count, thin
+from mpo_robot.report.charts import INK, SERIES, SOFT, Chart, draw_legend_above, draw_steps_axis, short_count, thin
 from mpo_robot.report.run_data import RunData, Table, column, finite
 
 
@@ -36,8 +36,9 @@ def learning_curve(run: RunData) -> Figure | None:
         axes.plot(steps, mean, color=SERIES[0], marker="o", markersize=3.5, label="evaluation, mean ± std")
     draw_steps_axis(axes)
     axes.set_ylabel("return")
-    draw_legend(axes)
-    caption = "Undiscounted return. Evaluations use the mean action on the nominal task."
+    draw_legend_above(axes, ncols=3)
+    action = "most probable" if "kl_policy_rel" in run.metrics else "mean"  # of discrete actions
+    caption = f"Undiscounted return. Evaluations use the {action} action on the nominal task."
     return Figure("Learning curve", caption, chart.svg("learning"))
 
 
@@ -47,6 +48,7 @@ def constraints(run: RunData) -> Figure | None:
         "kl_q_rel": "E-step, KL(q ‖ π)",
         "kl_mean_rel": "M-step, mean",
         "kl_stddev_rel": "M-step, stddev",
+        "kl_policy_rel": "M-step, probabilities",
     }
     chart = Chart()
     axes = chart.axes[0]
@@ -56,7 +58,7 @@ def constraints(run: RunData) -> Figure | None:
     axes.set_yscale("log")
     draw_steps_axis(axes)
     axes.set_ylabel("KL / bound")
-    draw_legend(axes, ncols=2)
+    draw_legend_above(axes, ncols=4)
     caption = (
         "Each divergence divided by its bound. At or below the dashed line the constraint holds; "
         "the duals push back what lies above."
@@ -71,6 +73,7 @@ def duals(run: RunData) -> Figure | None:
         "penalty_temperature": "penalty temperature",
         "alpha_mean": "alpha mean",
         "alpha_stddev": "alpha stddev",
+        "alpha": "alpha",
     }
     chart = Chart()
     if not _lines(chart.axes[0], run.metrics, names, positive_only=True):
@@ -78,20 +81,21 @@ def duals(run: RunData) -> Figure | None:
     chart.axes[0].set_yscale("log")
     draw_steps_axis(chart.axes[0])
     chart.axes[0].set_ylabel("dual value")
-    draw_legend(chart.axes[0], ncols=2)
+    draw_legend_above(chart.axes[0], ncols=4)
     caption = "Temperature of the E-step and multipliers of the M-step constraints."
     return Figure("Dual variables", caption, chart.svg("duals"))
 
 
 def exploration(run: RunData) -> Figure | None:
     """Entropy and mean standard deviation of the policy."""
-    return _panels(
-        run,
-        {"entropy": "entropy [nats]", "stddev_mean": "stddev (action units)"},
-        "Exploration",
-        "Entropy and mean standard deviation of the policy. A collapse to zero ends exploration.",
-        "exploration",
-    )
+    panels = {
+        "entropy": ("entropy [nats]", "Entropy of the policy."),
+        "stddev_mean": (
+            "stddev (action units)",
+            "Mean standard deviation of the policy; at zero exploration has ended.",
+        ),
+    }
+    return _panels(run, panels, "Exploration", "exploration")
 
 
 def q_statistics(run: RunData) -> Figure | None:
@@ -107,20 +111,21 @@ def q_statistics(run: RunData) -> Figure | None:
     _line(axes, run.metrics, "q_mean", SERIES[1], "mean")
     draw_steps_axis(axes)
     axes.set_ylabel("Q [reward]")
-    draw_legend(axes)
+    draw_legend_above(axes, ncols=2)
     caption = "Values of the critic on each logged batch. Growth without growing returns means overestimation."
     return Figure("Q values", caption, chart.svg("qvalues"))
 
 
 def off_policy(run: RunData) -> Figure | None:
     """How much of the traces survives, and the critic's loss."""
-    return _panels(
-        run,
-        {"trace_coefficient_mean": "mean trace coefficient", "loss_critic": "critic loss"},
-        "Critic",
-        "Mean Retrace coefficient (1 keeps whole traces, 0 is one-step) and the critic's loss.",
-        "critic",
-    )
+    panels = {
+        "trace_coefficient_mean": (
+            "mean trace coefficient",
+            "Mean trace coefficient: 1 keeps whole traces, 0 is one-step.",
+        ),
+        "loss_critic": ("critic loss", "Loss of the critic."),
+    }
+    return _panels(run, panels, "Critic", "critic")
 
 
 def throughput(run: RunData) -> Figure | None:
@@ -163,12 +168,14 @@ RUN_FIGURES = (
 )  # fmt: skip
 
 
-def _panels(run: RunData, names: dict[str, str], title: str, caption: str, prefix: str) -> Figure | None:
-    present = {name: label for name, label in names.items() if len(finite(run.metrics, name))}
+def _panels(run: RunData, panels: dict[str, tuple[str, str]], title: str, prefix: str) -> Figure | None:
+    """A panel for each column that has values: its label, and its part of the caption."""
+    present = {name: panel for name, panel in panels.items() if len(finite(run.metrics, name))}
     if not present:
         return None
     chart = Chart(panels=len(present), height=3.0)
-    for axes, color, (name, label) in zip(chart.axes, SERIES, present.items()):
+    caption = " ".join(sentence for _, sentence in present.values())
+    for axes, color, (name, (label, _)) in zip(chart.axes, SERIES, present.items()):
         _line(axes, run.metrics, name, color, label)
         draw_steps_axis(axes)
         axes.set_ylabel(label)

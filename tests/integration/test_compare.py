@@ -57,7 +57,8 @@ def test_two_tiny_trainings_end_in_a_table_and_are_not_repeated(tmp_path, capsys
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ([], "--tasks"),
+        (["--tasks", TASK, "--score-range", f"{TASK}=9:1"], "HIGH must be above LOW"),
+        (["--tasks", TASK, *(2 * ["--score-range", f"{TASK}=0:1"])], "names 'dm_control:cartpole-swingup' twice"),
         (["--tasks", TASK, "--algorithms", "a3c"], "there are: ddpg"),
         (["--tasks", TASK, "--seeds", "0,x"], "--seeds"),
         (["--tasks", TASK, "--seeds", "0,0"], "twice"),
@@ -74,14 +75,26 @@ def test_bad_input_is_refused_before_anything_is_trained(arguments, text, tmp_pa
 
 def test_a_setting_is_for_the_algorithms_on_which_it_has_an_effect(tmp_path, capsys):
     command = ["bench", "compare", "--tasks", TASK, "--algorithms"]
-    args = build_parser("bench").parse_args([*command, "mpo,sac", "--seeds", "0", "--steps", "80"])
-    plans = make_plans(args, tmp_path, [*TINY, "learner.mpo.epsilon=0.2"])
+    options = ["--seeds", "0", "--steps", "80", "--dir", str(tmp_path), *TINY, "learner.mpo.epsilon=0.2"]
+    plans = make_plans(build_parser("bench").parse_args([*command, "mpo,sac", *options]))
     assert [plan.training.config.learner.mpo.epsilon for plan in plans] == [0.2, 0.1]
     assert main([*command, "sac,ddpg", "--dir", str(tmp_path / "runs"), "learner.mpo.epsilon=0.2"]) == 2
     assert "learner.mpo.epsilon=0.2 has no effect on any of the algorithms" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 
-def test_settings_without_compare_are_refused(capsys):
-    assert main(["bench", "learner.discount=0.9"]) == 2
-    assert "belong to bench compare" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["learner.discount=0.9"], "invalid choice: 'learner.discount=0.9'"),
+        (["--tasks", TASK], f"invalid choice: '{TASK}'"),  # and not every benchmark, one after the other
+        (["compare"], "the following arguments are required: --tasks"),
+        (["compare", "--tasks", TASK, "--vary", "learner.discount=0.9"], "unrecognized arguments: --vary"),
+        (["sensitivity", "--tasks", TASK], "unrecognized arguments: --tasks"),
+    ],
+)
+def test_options_belong_to_the_study_that_has_them(arguments, text, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["bench", *arguments])
+    assert exit_.value.code == 2
+    assert text in capsys.readouterr().err

@@ -24,5 +24,7 @@ def test_the_action_repeat_and_the_time_limit_stay(tmp_path, capsys):
     assert results[2]["task"] == "dm_control:cartpole-balance"
     assert results[2]["length_mean"] == results[0]["length_mean"] == 10
     assert results[2]["return_mean"] != results[0]["return_mean"]
+    assert main(["evaluate", str(tmp_path / "nope")]) == 2
+    assert "there is no" in capsys.readouterr().err
     assert main(["evaluate", str(run), "--task", "dm_control:walker-walk"]) == 2
     assert "walker-walk" in capsys.readouterr().err

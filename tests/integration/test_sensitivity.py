@@ -5,7 +5,8 @@ import csv
 import numpy as np
 import pytest
 
-from mpo_robot.cli.main import main
+from mpo_robot.cli.main import build_parser, main
+from mpo_robot.cli.sensitivity import make_plans
 from mpo_robot.report.sensitivity_chart import Variation, draw_sensitivity
 
 CONFIG = """
@@ -50,11 +51,24 @@ def test_one_setting_at_a_time_around_a_base_that_is_trained_once(config, tmp_pa
     assert "2 finished already" in capsys.readouterr().out
 
 
+def test_a_varied_setting_may_be_a_list(config, tmp_path):
+    command = ["bench", "sensitivity", "--config", str(config), "--seeds", "0", "--steps", "80", "--dir", str(tmp_path)]
+    command += ["--vary", "learner.policy.hidden_sizes=[8],[8, 4]"]
+    plans, base = make_plans(build_parser("bench").parse_args(command))
+    assert [(plan.value, plan.training.config.learner.policy.hidden_sizes) for plan in plans] == [
+        (None, (8,)),
+        ("[8, 4]", (8, 4)),
+    ]
+    assert base == {"learner.policy.hidden_sizes": "[8]"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
         (["--vary", "learner.mpo.epsilon"], "must look like"),
         (["--vary", "learner.mpo.epsilon=0.1,0.10"], "twice"),
+        (["--vary", "learner.policy.hidden_sizes=[8,8],[8,8]"], "twice"),
+        (["--vary", "learner.policy.hidden_sizes=[8"], "'[8' is not valid YAML"),
         (["--vary", "learner.mpo.epsilom=0.1"], "did you mean learner.mpo.epsilon"),
         (["--vary", "learner.mpo.epsilon=-1"], "must be positive"),
         (["--steps", "50"], "multiple of training.evaluation_period"),

@@ -194,7 +194,7 @@ def test_ctrl_c_saves_and_stops_cleanly(tmp_path):
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == 0
+    assert process.returncode == 130
     assert "Continue: mpo-robot train --resume" in output
     assert list((run / "checkpoints").glob("step_*/state.pt"))
 

@@ -78,6 +78,13 @@ def test_rate_limit_is_per_second_and_per_term() -> None:
     assert result.violations == ("rate",)
 
 
+@pytest.mark.parametrize("limit", [RateLimit, AccelerationLimit])
+@pytest.mark.parametrize("mode", ["warn", "fault", "stop"])
+def test_a_chosen_mode_without_a_number_limits_nothing_and_is_refused(limit, mode) -> None:
+    with pytest.raises(ConfigError, match=f"mode {mode} limits nothing without safety"):
+        limit(mode=mode)
+
+
 def test_term_without_a_rate_is_not_limited() -> None:
     result = filter_command(array(1.0, 2.0, 2.0), ZERO, limits(rate=RateLimit(max_per_second={"knee": 1.0})))
     assert result.command is not None

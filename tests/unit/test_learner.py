@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mpo_robot.duals import MIN_RAW_ALPHA, MIN_RAW_TEMPERATURE
+from mpo_robot.errors import DivergenceError
 from mpo_robot.learner import Learner
 from mpo_robot.losses.estep import nonparametric_estep, out_of_bounds_cost
 from mpo_robot.losses.gaussian import entropy, kl_mean, kl_stddev, log_prob
@@ -286,7 +287,7 @@ def test_a_batch_that_is_not_finite_is_refused_and_changes_nothing(spoiled):
     batch = make_batch()
     array = getattr(batch, spoiled).copy()
     array[0, 0] = np.nan
-    with pytest.raises(FloatingPointError, match="learner step 1"):
+    with pytest.raises(DivergenceError, match="learner step 1"):
         learner.update(replaced(batch, **{spoiled: array}))
     assert learner.learner_steps == 1
     learner.generator.set_state(control.generator.get_state())  # only the noise was used up

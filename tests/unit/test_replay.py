@@ -89,6 +89,8 @@ def test_too_few_rows_and_too_small_capacities_are_refused():
         window(replay, 1)
     with pytest.raises(ConfigError, match="at least 2"):
         SequenceReplay(1, O, A)
+    with pytest.raises(ConfigError, match=r"takes 400000\.0 GB.*: lower training.replay_capacity"):
+        SequenceReplay(10**13, O, 10 - O - 5)
     long = Episode(np.zeros((61, O), np.float32), np.zeros((60, A), np.float32), np.zeros(60, np.float32),
                    np.ones(60, np.bool_), np.zeros(60, np.float32), False, "")  # fmt: skip
     with pytest.raises(ConfigError, match="does not fit"):

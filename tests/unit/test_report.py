@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -170,6 +171,14 @@ def test_logs_that_cannot_be_read_are_named_and_left_out(tmp_path, capsys):
     assert main(["report", str(run), "--logs", str(tmp_path / "logs")]) == 0
     assert "bad.mcap is not an MCAP file" in capsys.readouterr().err
     assert "good.mcap" in (run / "report.html").read_text()
+
+
+def test_the_end_of_an_episode_is_what_the_loop_says_it_was():
+    cut = [*episode_records("a")[:-1], replace(episode_records("a")[-1], terminated=False, truncated=True)]
+    for reason, is_whole in (("estop", False), ("fallback", False), ("operator", False), ("max_steps", True)):
+        log = summarize("a.mcap", cut, 0.02, {"statistics": {"end_reason": reason}})
+        assert (log.end, log.is_whole) == (reason, is_whole)
+    assert summarize("a.mcap", cut, 0.02, {}).end == "truncated"
 
 
 def test_returns_of_unfinished_episodes_are_not_compared():

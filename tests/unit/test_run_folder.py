@@ -127,6 +127,26 @@ def test_on_resume_rows_after_the_checkpoint_go_and_columns_follow_the_program(t
     assert rows(path)[-1] == {"environment_steps": "30", "a": "3", "new": "7"}
 
 
+def test_damaged_files_of_a_run_are_clear_errors(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.create("seed: 1\n", SPEC, 1)
+    folder.metrics_file.write_text("environment_steps,a\n10,1\n2")  # cut off within a number
+    CsvLog(folder.metrics_file, ("environment_steps", "a"), resume_step=15)
+    assert [row["environment_steps"] for row in rows(folder.metrics_file)] == ["10", "2"]
+    folder.metrics_file.write_text("\x00\x00,a\n10,1\n")
+    with pytest.raises(ConfigError, match="its first line names no environment_steps"):
+        CsvLog(folder.metrics_file, ("environment_steps", "a"), resume_step=15)
+    folder.run_file.write_text('{"seed": ')
+    with pytest.raises(ConfigError, match=r"run.json is damaged"):
+        folder.record_resume(10, {}, "")
+    folder.spec_file.write_text("[]")
+    with pytest.raises(ConfigError, match=r"spec.json must hold a JSON object"):
+        folder.spec()
+    folder.spec_file.unlink()
+    with pytest.raises(ConfigError, match=r"cannot read .*spec.json: No such file"):
+        folder.spec()
+
+
 def test_the_writer_fills_both_files_and_tensorboard(tmp_path):
     metrics, evaluations = tmp_path / "metrics.csv", tmp_path / "evaluations.csv"
     writer = MetricsWriter(

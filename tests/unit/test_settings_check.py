@@ -164,6 +164,11 @@ def test_ppo_has_no_replay_and_no_warm_up():
     [
         ({"warmup_steps": 1000, "total_steps": 1000}, "training.warmup_steps 1000 must be below training.total_steps"),
         ({"replay_capacity": 8}, "training.replay_capacity 8 must be above learner.sequence_length 8"),
+        ({"total_steps": 7, "warmup_steps": 1}, "training.total_steps 7 must be at least learner.sequence_length 8"),
+        (
+            {"total_steps": 2998, "updates_per_step": 0.001},
+            "updates_per_step 0.001 makes no whole update in the 998 st",
+        ),
     ],
 )
 def test_a_training_that_could_learn_nothing_is_refused(training, text):
