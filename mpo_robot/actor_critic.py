@@ -38,6 +38,16 @@ class TensorBatch(NamedTuple):
         tensors = TensorBatch(*(torch.from_numpy(array) for array in batch))
         return tensors._replace(reward=tensors.reward / reward_scale)
 
+    def before(self, values: Tensor) -> Tensor:
+        """[S, ...] of all states to [B, L, ...]: those before each step."""
+        sequences, steps = self.reward.shape
+        return values.unflatten(0, (sequences, steps + 1))[:, :-1]
+
+    def after(self, values: Tensor) -> Tensor:
+        """[S, ...] of all states to [B, L, ...]: those after each step."""
+        sequences, steps = self.reward.shape
+        return values.unflatten(0, (sequences, steps + 1))[:, 1:]
+
 
 class ValueMetrics(NamedTuple):
     """Metrics that every learner has, in units of reward."""

@@ -21,10 +21,9 @@ from mpo_robot.losses.categorical_policy import CategoricalEStep
 from mpo_robot.losses.constraint import bound, price
 from mpo_robot.losses.mstep import SingleMStep
 from mpo_robot.losses.parametric import categorical_parametric_step
-from mpo_robot.losses.returns import off_policy_returns
 from mpo_robot.mpo_config import LearnerConfig
 from mpo_robot.replay import SequenceBatch
-from mpo_robot.return_estimator import configured_traces
+from mpo_robot.return_estimator import critic_targets
 from mpo_robot.specs import PolicySpec
 
 
@@ -123,8 +122,8 @@ class CategoricalLearner(ActorCritic):
         self, batch: SequenceBatch, reward_scale: float = 1.0, want_metrics: bool = False
     ) -> CategoricalMetrics | None:
         """First half of `update`: all losses, and their gradients in the parameters' `grad`."""
-        tensors = TensorBatch.of(batch)
-        targets = self.target_pass(tensors, reward_scale)
+        tensors = TensorBatch.of(batch, reward_scale)
+        targets = self.target_pass(tensors)
         loss_critic = self.critic_loss(tensors, targets.returns)
         state_weights = self.state_weights(tensors)
         online = self.online_policy(tensors.observation.flatten(0, 1))
@@ -175,21 +174,18 @@ class CategoricalLearner(ActorCritic):
         return losses.categorical_mstep(online, target, weights, limit, state_weights)
 
     @torch.no_grad()
-    def target_pass(self, batch: TensorBatch, reward_scale: float) -> CategoricalTargets:
+    def target_pass(self, batch: TensorBatch) -> CategoricalTargets:
         """Value all actions and form the targets of the critic, for a batch with normalised observations."""
-        sequences, steps = batch.reward.shape
         observation = batch.observation.flatten(0, 1)  # [S, O]
         logits = self.target_policy(observation)
         q_values = self.target_critic.combined(observation)
-        value = losses.expected_value(q_values, logits).view(sequences, steps + 1)
-        q_before, logits_before = (item.view(sequences, steps + 1, -1)[:, :-1] for item in (q_values, logits))
         taken = batch.action.long()  # [B, L, 1]
-        q_taken = q_before.gather(-1, taken).squeeze(-1)
-        log_probs_taken = losses.log_prob(logits_before, taken.squeeze(-1))
-        traces = configured_traces(self.config, batch, log_probs_taken, value[:, 1:], q_taken)
-        discount_t = self.config.discount * (1.0 - batch.terminated)
-        returns = off_policy_returns(batch.reward / reward_scale, discount_t, value[:, 1:], *traces)
-        return CategoricalTargets(logits, q_values, returns, traces.coefficients)
+        q_taken = batch.before(q_values).gather(-1, taken).squeeze(-1)
+        log_probs_taken = losses.log_prob(batch.before(logits), taken.squeeze(-1))
+        value = losses.expected_value(q_values, logits)
+        return CategoricalTargets(
+            logits, q_values, *critic_targets(self.config, batch, log_probs_taken, value, q_taken)
+        )
 
     def critic_loss(self, batch: TensorBatch, returns: Tensor) -> Tensor:
         """Half the mean squared error of Q(s, a) of all critics, over the rows that are transitions."""

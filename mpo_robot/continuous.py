@@ -5,24 +5,15 @@ Axes: B sequences, L steps, S = B * (L + 1) states, N sampled actions, A action 
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mpo_robot.actor_critic import ActorCritic, TensorBatch
-from mpo_robot.losses.returns import off_policy_returns
 from mpo_robot.mpo_config import LearnerConfig
 from mpo_robot.networks import CriticEnsemble, GaussianPolicy
-from mpo_robot.return_estimator import configured_traces
-
-
-class Targets(NamedTuple):
-    """Targets of the critic, without gradient."""
-
-    returns: Tensor  # [B, L]
-    coefficients: Tensor  # [B, L]
 
 
 class ContinuousActorCritic(ActorCritic):
@@ -69,33 +60,12 @@ class ContinuousActorCritic(ActorCritic):
         The latter are zeros where the configured returns do not use them.
         """
         observation = batch.observation.flatten(0, 1)
-        sequences, steps = batch.reward.shape
         if self.config.returns != "retrace":
             values = self.target_critic.target_values(observation, actions.clamp(-1.0, 1.0))
             return values, torch.zeros_like(batch.reward)
         taken = functional.pad(batch.action, (0, 0, 0, 1)).flatten(0, 1).unsqueeze(0)  # its bootstrap rows are not used
         values = self.target_critic.target_values(observation, torch.cat([actions, taken]).clamp(-1.0, 1.0))
-        return values[:-1], values[-1].view(sequences, steps + 1)[:, :-1]
-
-    @torch.no_grad()
-    def targets(self, batch: TensorBatch, log_probs: Tensor, value: Tensor, q_taken: Tensor) -> Targets:
-        """Returns of the configured estimator.
-
-        Args:
-            batch: Rewards in the critic's unit.
-            log_probs: [B, L] log-probability of the actions taken under the policy that is evaluated, nats.
-            value: [S] expected value of that policy in every state.
-            q_taken: [B, L] value of the actions taken.
-        """
-        sequences, steps = batch.reward.shape
-        next_value = value.view(sequences, steps + 1)[:, 1:]
-        traces = configured_traces(self.config, batch, log_probs, next_value, q_taken)
-        returns = off_policy_returns(batch.reward, self.discounts(batch), next_value, *traces)
-        return Targets(returns, traces.coefficients)
-
-    def discounts(self, batch: TensorBatch) -> Tensor:
-        """[B, L] discount of the value after each step: 0 where it terminated the task."""
-        return self.config.discount * (1.0 - batch.terminated)
+        return values[:-1], batch.before(values[-1])
 
     def critic_loss(self, batch: TensorBatch, target: Tensor) -> Tensor:
         """Mean loss of all critics over the rows that are transitions; targets [B, L], or [B, L, K] for C51."""
@@ -110,9 +80,3 @@ class ContinuousActorCritic(ActorCritic):
         q_values = self.online_critic.combine(self.online_critic(observation, leaf))
         (slope,) = torch.autograd.grad(q_values.sum(), leaf)
         return q_values.detach(), slope
-
-    @staticmethod
-    def before(values: Tensor, batch: TensorBatch) -> Tensor:
-        """[S, ...] to [B, L, ...]: the states before each step."""
-        sequences, steps = batch.reward.shape
-        return values.unflatten(0, (sequences, steps + 1))[:, :-1]

@@ -23,7 +23,7 @@ from mpo_robot.mpo_config import LearnerConfig
 from mpo_robot.networks import GaussianPolicy
 from mpo_robot.policy_update import parametric_update, policy_mstep
 from mpo_robot.replay import SequenceBatch
-from mpo_robot.return_estimator import carries_trace, return_horizon
+from mpo_robot.return_estimator import carries_trace, critic_targets, discounts, return_horizon
 
 
 class TargetPass(NamedTuple):
@@ -200,9 +200,9 @@ class Learner(ContinuousActorCritic):
             q_taken, critic_target = torch.zeros_like(batch.reward), self._distribution_target(batch, *distribution)
         else:
             q_values, q_taken = self.target_values(batch, actions)
-        before = type(policy)(*(self.before(item, batch) for item in policy))
+        before = type(policy)(*(batch.before(item) for item in policy))
         log_probs = self._family.log_prob(before, batch.action)
-        targets = self.targets(batch, log_probs, q_values.mean(dim=0), q_taken)
+        targets = critic_targets(self.config, batch, log_probs, q_values.mean(dim=0), q_taken)
         critic_target = targets.returns if critic_target is None else critic_target
         return TargetPass(policy, noise, actions, q_values, *targets, critic_target)
 
@@ -211,7 +211,7 @@ class Learner(ContinuousActorCritic):
         sequences, steps = batch.reward.shape
         after = pmf.view(sequences, steps + 1, -1)[:, 1:]  # of the state after each step
         horizon = return_horizon(self.config, steps)
-        bootstrap = n_step_bootstrap(batch.reward, self.discounts(batch), carries_trace(batch), horizon)
+        bootstrap = n_step_bootstrap(batch.reward, discounts(self.config, batch), carries_trace(batch), horizon)
         index = bootstrap.step.unsqueeze(-1).expand(-1, -1, pmf.shape[-1])
         return project_pmf(after.gather(1, index), bootstrap.reward, bootstrap.discount, atoms)
 

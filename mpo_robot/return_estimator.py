@@ -1,12 +1,25 @@
-"""The estimator of returns that the configuration names, for every learner. Axes: B sequences, L steps."""
+"""The critic's targets, by the estimator of returns that the configuration names, for every learner.
+
+Axes: B sequences, L steps, S = B * (L + 1) states.
+"""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import torch
 from torch import Tensor
 
 from mpo_robot.actor_critic import TensorBatch
-from mpo_robot.losses.returns import Traces, n_step, retrace, td_lambda, td_zero
+from mpo_robot.losses.returns import Traces, n_step, off_policy_returns, retrace, td_lambda, td_zero
 from mpo_robot.mpo_config import LearnerConfig
+
+
+class Targets(NamedTuple):
+    """Targets of the critic, without gradient."""
+
+    returns: Tensor  # [B, L]
+    coefficients: Tensor  # [B, L]
 
 
 def carries_trace(batch: TensorBatch) -> Tensor:
@@ -17,6 +30,29 @@ def carries_trace(batch: TensorBatch) -> Tensor:
 def return_horizon(config: LearnerConfig, steps: int) -> int:
     """n of the uncorrected returns `td_zero` and `n_step`, in sequences of `steps`."""
     return 1 if config.returns == "td_zero" else config.return_horizon or steps
+
+
+def discounts(config: LearnerConfig, batch: TensorBatch) -> Tensor:
+    """[B, L] discount of the value after each step: 0 where it terminated the task."""
+    return config.discount * (1.0 - batch.terminated)
+
+
+@torch.no_grad()
+def critic_targets(
+    config: LearnerConfig, batch: TensorBatch, log_probs: Tensor, value: Tensor, q_taken: Tensor
+) -> Targets:
+    """Returns of the configured estimator.
+
+    Args:
+        config: Discount and estimator.
+        batch: Rewards in the critic's unit.
+        log_probs: [B, L] log-probability of the actions taken under the policy that is evaluated, nats.
+        value: [S] expected value of that policy in every state.
+        q_taken: [B, L] value of the actions taken.
+    """
+    next_value = batch.after(value)
+    traces = configured_traces(config, batch, log_probs, next_value, q_taken)
+    return Targets(off_policy_returns(batch.reward, discounts(config, batch), next_value, *traces), traces.coefficients)
 
 
 def configured_traces(

@@ -22,6 +22,7 @@ from mpo_robot.losses.policy_gradient import deterministic_policy_gradient
 from mpo_robot.mpo_config import LearnerConfig
 from mpo_robot.networks import PolicyConfig, hidden_layers
 from mpo_robot.replay import SequenceBatch
+from mpo_robot.return_estimator import critic_targets
 
 
 class DeterministicPolicy(nn.Module):
@@ -96,8 +97,10 @@ class DDPG(ContinuousActorCritic):
             if self.config.returns == "retrace":
                 actions = actions + target.stddev * self.noise(self.config.ddpg.num_samples, *target.mean.shape)
             q_target, q_taken = self.target_values(tensors, actions)
-            mean, stddev = (self.before(item, tensors) for item in target)
-            targets = self.targets(tensors, log_prob(mean, stddev, tensors.action), q_target.mean(dim=0), q_taken)
+            mean, stddev = (tensors.before(item) for item in target)
+            targets = critic_targets(
+                self.config, tensors, log_prob(mean, stddev, tensors.action), q_target.mean(dim=0), q_taken
+            )
         loss_critic = self.critic_loss(tensors, targets.returns)
         action = self.online_policy(observation).mean
         q_values, slope = self.slope(observation, action)

@@ -16,6 +16,7 @@ from mpo_robot.losses.gaussian import entropy, log_prob
 from mpo_robot.losses.policy_gradient import expected_policy_gradient
 from mpo_robot.networks import GaussianPolicy
 from mpo_robot.replay import SequenceBatch
+from mpo_robot.return_estimator import critic_targets
 
 
 class Metrics(NamedTuple):
@@ -51,8 +52,8 @@ class EPG(ContinuousActorCritic):
         mean, stddev = policy.mean.detach(), policy.stddev.detach()
         actions = mean + stddev * self.noise(self.config.epg.num_samples, *mean.shape)
         q_values, q_taken = self.target_values(tensors, actions)
-        taken_log_prob = log_prob(self.before(mean, tensors), self.before(stddev, tensors), tensors.action)
-        targets = self.targets(tensors, taken_log_prob, q_values.mean(dim=0), q_taken)
+        taken_log_prob = log_prob(tensors.before(mean), tensors.before(stddev), tensors.action)
+        targets = critic_targets(self.config, tensors, taken_log_prob, q_values.mean(dim=0), q_taken)
         loss_critic = self.critic_loss(tensors, targets.returns)
         gradient = expected_policy_gradient(q_values, log_prob(policy.mean, policy.stddev, actions), weights)
         entropies = entropy(policy.stddev)

@@ -24,6 +24,7 @@ from mpo_robot.losses.squashed_gaussian import LARGEST_ACTION, squashed_log_prob
 from mpo_robot.mpo_config import LearnerConfig
 from mpo_robot.networks import GaussianPolicy
 from mpo_robot.replay import SequenceBatch
+from mpo_robot.return_estimator import critic_targets
 
 
 class EntropyTemperature(nn.Module):
@@ -145,9 +146,9 @@ class SAC(ContinuousActorCritic):
         # One action per state serves the critic's target and the policy.
         target_q, q_taken = self.target_values(tensors, action.detach().unsqueeze(0))
         value = target_q[0] - temperature.detach() * log_prob.detach()
-        mean, stddev = (self.before(item.detach(), tensors) for item in policy)
+        mean, stddev = (tensors.before(item.detach()) for item in policy)
         taken_log_prob = squashed_log_prob_of(mean, stddev, tensors.action)
-        targets = self.targets(tensors, taken_log_prob, value, q_taken)
+        targets = critic_targets(self.config, tensors, taken_log_prob, value, q_taken)
         loss_critic = self.critic_loss(tensors, targets.returns)
         q_values, slope = self.slope(observation, action)
         policy_loss = soft_policy_gradient(action, log_prob, q_values, slope, temperature, weights)

@@ -17,13 +17,13 @@ from tests.support.discrete_point import DISCRETE_CONFIG, SPEC, make_discrete_ba
 from tests.support.learning import change, gradients
 
 
-def as_tensors(batch):
-    return TensorBatch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in batch))
+def as_tensors(batch, reward_scale=1.0):
+    return TensorBatch.of(type(batch)(*(np.ascontiguousarray(array) for array in batch)), reward_scale)
 
 
 def test_targets_are_retrace_with_exact_expectations():
     learner, batch = make_discrete_learner(), make_discrete_batch(4)
-    targets = learner.target_pass(as_tensors(batch), reward_scale=2.0)
+    targets = learner.target_pass(as_tensors(batch, 2.0))
     with torch.no_grad():
         observation = torch.from_numpy(batch.observation.copy())
         pi = learner.target_policy(observation).softmax(-1).numpy()
@@ -147,7 +147,7 @@ def test_the_parametric_variant_has_the_exact_gradient_and_no_temperature():
     result = gradients(learner, batch)
     tensors = as_tensors(batch)
     observation, weights = tensors.observation.flatten(0, 1), learner.state_weights(tensors)
-    targets = learner.target_pass(tensors, reward_scale=1.0)
+    targets = learner.target_pass(tensors)
     before, online = targets.logits.softmax(-1), learner.online_policy(observation).softmax(-1)
     gain = weights @ (online * targets.q_values).sum(-1)
     kl = weights @ (online * (online / before).log()).sum(-1)
