@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mpo_robot.cli.log_files import find_episodes, summarize_episode
 from mpo_robot.errors import ConfigError, EpisodeError
 from mpo_robot.report.content import build_report
 from mpo_robot.report.log_summary import LogSummary
 from mpo_robot.report.run_data import read_run
-from mpo_robot.run_folder import write_atomically
+from mpo_robot.run_folder import read_json, write_atomically
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +47,7 @@ def write_report(
         ConfigError: no such run, folder or file, or the page cannot be written.
     """
     data = read_run(run_folder)
-    page = build_report(data, _summaries(logs), _read_demo(demo) if demo is not None else None)
+    page = build_report(data, _summaries(logs), read_json(demo) if demo is not None else None)
     target = output if output is not None else run_folder / "report.html"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -67,15 +65,3 @@ def _summaries(places: Sequence[Path]) -> list[LogSummary]:
         except EpisodeError as error:
             print(f"left out: {error}", file=sys.stderr)
     return sorted(summaries, key=lambda log: (log.started_wall_time_ns, log.name))
-
-
-def _read_demo(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} must hold a JSON object, found {type(data).__name__}")
-    return data

@@ -214,7 +214,7 @@ def test_bad_input_exits_with_2(tmp_path, capsys, extra, text):
 
 def test_bad_demo_files_and_folders_exit_with_2(tmp_path, capsys):
     run, demo = make_empty_run(tmp_path / "run"), tmp_path / "demo.json"
-    for content, text in (("{", "is not JSON"), ("[1]", "must hold a JSON object, found list")):
+    for content, text in (("{", "not JSON"), ("[1]", "must hold a JSON object, found list")):
         demo.write_text(content)
         assert main(["report", str(run), "--demo", str(demo)]) == 2
         assert text in capsys.readouterr().err
