@@ -136,12 +136,20 @@ class ActorCritic(abc.ABC):
         """The network that `export_policy` writes: normalised observations to mean and stddev, or to logits."""
         return self.averaged_policy
 
+    @property
+    def improves_policy(self) -> bool:
+        """Whether the next update is one of policy and duals too (`LearnerConfig.policy_update_period`)."""
+        return self.learner_steps % self.config.policy_update_period == 0
+
     @abc.abstractmethod
     def backward(self, batch: SequenceBatch, reward_scale: float = 1.0, want_metrics: bool = False) -> Any:
-        """First half of `update`: all losses, and their gradients in the parameters' `grad`."""
+        """First half of `update`: all losses, and their gradients in the parameters' `grad`.
+
+        Those of policy and duals are not used unless `improves_policy`.
+        """
 
     def update(self, batch: SequenceBatch, reward_scale: float = 1.0, want_metrics: bool = False) -> Any:
-        """One gradient step of critics, policy and duals, then the target networks.
+        """One gradient step of critics, and if it is due of policy and duals, then the target networks.
 
         Args:
             batch: Sequences with normalised observations.
@@ -215,8 +223,9 @@ class ActorCritic(abc.ABC):
                 gradient.mul_((self.config.grad_clip_norm / (norm + 1e-6)).clamp(max=1.0))
         decay = self._rate_decay()
         for name, optimizer in self.optimizers.items():
-            optimizer.param_groups[0]["lr"] = self._rates[name] * (1.0 if name == "duals" else decay)
-            optimizer.step()
+            if name == "critic" or self.improves_policy:
+                optimizer.param_groups[0]["lr"] = self._rates[name] * (1.0 if name == "duals" else decay)
+                optimizer.step()
         for flat in self._online.values():
             flat_gradient(flat).zero_()
         self.project()

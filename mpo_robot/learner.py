@@ -25,6 +25,8 @@ from mpo_robot.policy_update import parametric_update, policy_mstep
 from mpo_robot.replay import SequenceBatch
 from mpo_robot.return_estimator import carries_trace, critic_targets, discounts, return_horizon
 
+CRITIC_SAMPLES = 2  # actions per state in an update of the critics alone
+
 
 class TargetPass(NamedTuple):
     """What the target networks say about a batch; no gradient.
@@ -89,7 +91,10 @@ class Learner(ContinuousActorCritic):
     def __init__(self, observation_size: int, action_size: int, config: LearnerConfig, seed: int) -> None:
         super().__init__(observation_size, action_size, config, seed)
         self._family = FAMILIES[config.policy.covariance]
-        self._losses = torch.compile(self.losses, dynamic=False, fullgraph=True) if config.compile else self.losses
+        self._losses, self._critic_alone = self.losses, self.critic_alone
+        if config.compile:
+            self._losses = torch.compile(self.losses, dynamic=False, fullgraph=True)
+            self._critic_alone = torch.compile(self.critic_alone, dynamic=False, fullgraph=True)
 
     @staticmethod
     def make_duals(action_size: int, config: LearnerConfig) -> Duals:
@@ -109,7 +114,13 @@ class Learner(ContinuousActorCritic):
     def backward(self, batch: SequenceBatch, reward_scale: float = 1.0, want_metrics: bool = False) -> Metrics | None:
         """First half of `update`: all losses, and their gradients in the parameters' `grad`."""
         tensors = TensorBatch.of(batch, reward_scale)
-        losses = self._losses(tensors, self._noise(tensors))
+        noise = self._noise(tensors)
+        if not self.improves_policy:
+            loss = self._critic_alone(tensors, noise[:CRITIC_SAMPLES])
+            self.require_finite(loss)
+            loss.backward()
+            return self._metrics(self._losses(tensors, noise), tensors, reward_scale) if want_metrics else None
+        losses = self._losses(tensors, noise)
         self.require_finite(losses.total)
         losses.total.backward()
         return self._metrics(losses, tensors, reward_scale) if want_metrics else None
@@ -138,6 +149,10 @@ class Learner(ContinuousActorCritic):
         loss_penalty = mstep.penalty_mean.loss_kl + mstep.penalty_stddev.loss_kl
         total = loss_critic + mstep.loss_policy_mean + mstep.loss_policy_stddev + loss_penalty + loss_duals
         return Losses(total, loss_critic, mstep, estep, online, target, state_weights)
+
+    def critic_alone(self, batch: TensorBatch, noise: Tensor) -> Tensor:
+        """The critics' part of `losses`; states are valued by as many actions as there is noise for."""
+        return self.critic_loss(batch, self.target_pass(batch, noise).critic_target)
 
     def _expectation_maximization(
         self, online: Any, target: TargetPass, state_weights: Tensor
