@@ -263,6 +263,7 @@ def test_the_parametric_variant_climbs_towards_better_actions():
         {"policy__covariance": "full"},
         {"mpo__mstep": "single", "mpo__kl_form": "price", "mpo__temperature_update": "fixed"},
         {"mpo__variational": "parametric"},
+        {"policy_update_period": 2},
         {
             "mpo__variational": "parametric",
             "mpo__parametric_estimator": "likelihood_ratio",
