@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mpo_robot.cli.inspect_policy import describe_registry, describe_spec
-from mpo_robot.errors import ConfigError, MpoRobotError
+from mpo_robot.errors import MpoRobotError
 from mpo_robot.report.run_data import RunData, Table, read_run
 from mpo_robot.run_folder import RunFolder
 
@@ -68,12 +67,10 @@ def _resumed(run: RunData) -> list[dict[str, Any]]:
 
 
 def _interface(path: Path) -> dict[str, Any] | None:
-    try:
-        spec = RunFolder(path).spec()
-    except FileNotFoundError:
+    folder = RunFolder(path)
+    if not folder.spec_file.exists():
         return None
-    except (OSError, json.JSONDecodeError) as error:
-        raise ConfigError(f"cannot read the policy spec of {path}: {error}") from error
+    spec = folder.spec()
     return {"spec_hash": spec.spec_hash, **describe_spec(spec)}
 
 

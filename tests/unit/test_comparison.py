@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from mpo_robot.cli.compare_table import Runs, write_comparison
+from mpo_robot.cli.compare_table import Runs, parse_ranges, write_comparison
 from mpo_robot.cli.settings import load_run_config
 from mpo_robot.cli.trainings import Training
 from mpo_robot.comparison import (
@@ -120,7 +120,7 @@ def test_tables_and_figure(tmp_path):
     values = {("a", TASKS[0], 0): 500.0, ("a", TASKS[1], 0): 2449.0, ("a", TASKS[0], 1): 700.0}
     values |= {("a", TASKS[1], 1): 2449.0, ("b", TASKS[0], 0): 600.0, ("b", TASKS[1], 0): 0.0}
     values |= {("b", TASKS[0], 1): 600.0}  # seed 1 of b did not finish the other task: it does not count
-    text = write_comparison(tmp_path, make_runs(tmp_path, values), 200, [])
+    text = write_comparison(tmp_path, make_runs(tmp_path, values), 200, {})
     first, second = rows(tmp_path / "comparison.csv")
     assert [first["algorithm"], first["seeds"], second["algorithm"], second["seeds"]] == ["a", "2", "b", "1"]
     assert float(first["iqm"]) == pytest.approx((0.7 + 1.0) / 2)  # of 0.5 0.7 1 1
@@ -161,21 +161,22 @@ def test_an_evaluation_one_turn_late_is_that_of_its_step(last_step, returns, tmp
 def test_runs_whose_turns_differ_are_compared_at_the_last_step(tmp_path):
     runs = make_runs(tmp_path / "a", {("a", TASKS[0], 0): 500.0}, steps=(102, 201)).curves
     runs |= make_runs(tmp_path / "b", {("b", TASKS[0], 0): 700.0}, steps=(104, 208)).curves
-    write_comparison(tmp_path, Runs(runs), 200, [])
+    write_comparison(tmp_path, Runs(runs), 200, {})
     assert [float(row["return dm_control:walker-walk"]) for row in rows(tmp_path / "comparison.csv")] == [700.0, 500.0]
     assert {row["environment_steps"] for row in rows(tmp_path / "scores.csv")} == {"200"}
 
 
 def test_score_ranges(tmp_path):
     runs = make_runs(tmp_path, {("a", "gymnasium:Other-v1", 0): 10.0, ("b", "gymnasium:Other-v1", 0): 30.0})
-    assert "worst and best return here (10.0 and 30.0)" in write_comparison(tmp_path, runs, 200, [])
-    write_comparison(tmp_path, runs, 200, ["gymnasium:Other-v1=-10:90"])
+    assert "worst and best return here (10.0 and 30.0)" in write_comparison(tmp_path, runs, 200, {})
+    task = "gymnasium:Other-v1"
+    write_comparison(tmp_path, runs, 200, parse_ranges([f"{task}=-10:90"], [task]))
     assert [float(row["iqm"]) for row in rows(tmp_path / "comparison.csv")] == [0.4, 0.2]
-    for option, message in (("x", "LOW:HIGH"), ("y=0:1", "not compared"), ("gymnasium:Other-v1=2:1", "above LOW")):
+    for option, message in (("x", "LOW:HIGH"), ("y=0:1", "not compared"), (f"{task}=2:1", "above LOW")):
         with pytest.raises(ConfigError, match=message):
-            write_comparison(tmp_path, runs, 200, [option])
+            parse_ranges([option], [task])
 
 
 def test_nothing_finished_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="nothing to compare"):
-        write_comparison(tmp_path, Runs({}), 200, [])
+        write_comparison(tmp_path, Runs({}), 200, {})

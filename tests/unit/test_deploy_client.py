@@ -190,11 +190,14 @@ def test_a_reply_that_is_read_after_the_deadline_is_late(server):
     with PolicyClient(server.endpoint, SPEC, clock=clock) as client:
         client.begin_episode("e", PATIENCE_S)
 
-        def stall(message):
-            clock.offset_ns += 3_600_000_000_000
-            return [server.action(message)]
+        receive = client._channel.receive
 
-        server.on(ActRequest, stall)
+        def stall(deadline_ns):
+            frame = receive(deadline_ns)
+            clock.offset_ns += 3_600_000_000_000  # between its arrival and the look at the clock
+            return frame
+
+        client._channel.receive = stall
         assert client.act(ZERO, 0, clock() + 1_800_000_000_000) is None
         assert (client.statistics.stale_replies, client.statistics.deadline_misses) == (1, 1)
 
