@@ -41,7 +41,7 @@ class ClientSecurity:
     server_key: Path
 
 
-LAST_PORT = 65535  # ZeroMQ takes larger ones modulo 65536
+LAST_PORT = 65535  # of TCP and UDP; ZeroMQ takes larger ones modulo 65536
 
 
 def is_local(endpoint: str) -> bool:

@@ -40,13 +40,11 @@ class TensorBatch(NamedTuple):
 
     def before(self, values: Tensor) -> Tensor:
         """[S, ...] of all states to [B, L, ...]: those before each step."""
-        sequences, steps = self.reward.shape
-        return values.unflatten(0, (sequences, steps + 1))[:, :-1]
+        return values.unflatten(0, self.policy_state.shape)[:, :-1]
 
     def after(self, values: Tensor) -> Tensor:
         """[S, ...] of all states to [B, L, ...]: those after each step."""
-        sequences, steps = self.reward.shape
-        return values.unflatten(0, (sequences, steps + 1))[:, 1:]
+        return values.unflatten(0, self.policy_state.shape)[:, 1:]
 
 
 class ValueMetrics(NamedTuple):
@@ -216,16 +214,16 @@ class ActorCritic(abc.ABC):
 
     @torch.no_grad()
     def _step(self) -> None:
+        due = list(self.optimizers) if self.improves_policy else ["critic"]
         if self.config.grad_clip_norm is not None:
-            for name in ("policy", "critic"):
+            for name in (name for name in due if name != "duals"):
                 gradient = flat_gradient(self._online[name])
                 norm = torch.linalg.vector_norm(gradient)
                 gradient.mul_((self.config.grad_clip_norm / (norm + 1e-6)).clamp(max=1.0))
         decay = self._rate_decay()
-        for name, optimizer in self.optimizers.items():
-            if name == "critic" or self.improves_policy:
-                optimizer.param_groups[0]["lr"] = self._rates[name] * (1.0 if name == "duals" else decay)
-                optimizer.step()
+        for name in due:
+            self.optimizers[name].param_groups[0]["lr"] = self._rates[name] * (1.0 if name == "duals" else decay)
+            self.optimizers[name].step()
         for flat in self._online.values():
             flat_gradient(flat).zero_()
         self.project()

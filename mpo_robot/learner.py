@@ -223,12 +223,10 @@ class Learner(ContinuousActorCritic):
 
     def _distribution_target(self, batch: TensorBatch, pmf: Tensor, atoms: Tensor) -> Tensor:
         """Distributions [B, L, K] that a C51 critic learns, from those of all states, [S, K], on `atoms`."""
-        sequences, steps = batch.reward.shape
-        after = pmf.view(sequences, steps + 1, -1)[:, 1:]  # of the state after each step
-        horizon = return_horizon(self.config, steps)
+        horizon = return_horizon(self.config, batch.reward.shape[1])
         bootstrap = n_step_bootstrap(batch.reward, discounts(self.config, batch), carries_trace(batch), horizon)
         index = bootstrap.step.unsqueeze(-1).expand(-1, -1, pmf.shape[-1])
-        return project_pmf(after.gather(1, index), bootstrap.reward, bootstrap.discount, atoms)
+        return project_pmf(batch.after(pmf).gather(1, index), bootstrap.reward, bootstrap.discount, atoms)
 
     @torch.no_grad()
     def _metrics(self, losses: Losses, batch: TensorBatch, reward_scale: float) -> Metrics:

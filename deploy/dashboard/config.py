@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deploy.security import ClientSecurity, require_safe
+from deploy.security import LAST_PORT, ClientSecurity, require_safe
 from mpo_robot.errors import ConfigError
 
 
@@ -26,8 +26,8 @@ class DashboardConfig:
     operator_key: Path | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.port <= 65535:
-            raise ConfigError(f"dashboard.port must be 0 to 65535, got {self.port}")
+        if not 0 <= self.port <= LAST_PORT:
+            raise ConfigError(f"dashboard.port must be 0 to {LAST_PORT}, got {self.port}")
         for name in self.robot_keys:
             if name not in self.robots:
                 raise ConfigError(f"dashboard.robot_keys has {name!r}, which dashboard.robots does not")

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deploy.robot import RobotError
+from deploy.security import LAST_PORT
 from mpo_robot.errors import ConfigError
 from mpo_robot.specs import TermSpec
 
@@ -64,8 +65,8 @@ class DatagramBody:
 
     def __init__(self, port: int, clock: Callable[[], int] = time.monotonic_ns) -> None:
         """Remember the UDP port; 0 lets the system choose (see `address`)."""
-        if not 0 <= port <= 65_535:
-            raise ConfigError(f"body.options.port must be 0 to 65535, got {port}")
+        if not 0 <= port <= LAST_PORT:
+            raise ConfigError(f"body.options.port must be 0 to {LAST_PORT}, got {port}")
         self._port, self._clock = port, clock
         self._message = struct.Struct(f"<q{sum(term.size for term in self.terms)}f")
         self._socket: socket.socket | None = None

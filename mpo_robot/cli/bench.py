@@ -27,7 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, (module, summary) in STUDIES.items():
         study = names.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
         module.add_arguments(study)
-        study.set_defaults(study=module.run)
     for name in _scripts():
         names.add_parser(name, help=f"the benchmark benchmarks/{name}.py")
 
@@ -35,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Execute the command."""
     if args.name in STUDIES:
-        return int(args.study(args))
+        module, _ = STUDIES[args.name]
+        return module.run(args)
     scripts = _scripts()
     if not scripts:
         raise ConfigError(f"the benchmarks are part of a source checkout; {BENCHMARKS} holds none")

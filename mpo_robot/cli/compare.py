@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Execute the command: train what is missing, then write and print the comparison."""
     plans = make_plans(args)
-    score_ranges = parse_ranges(args.score_range, [plan.task for plan in plans])
+    score_ranges = parse_ranges(args.score_range, args.tasks.split(","))
     failed = train_missing([plan.training for plan in plans], args.dir, args.jobs)
     finished = [plan for plan in plans if plan.training.is_finished]
     curves = {(plan.algorithm, plan.task, plan.seed): plan.training.curve(args.steps) for plan in finished}

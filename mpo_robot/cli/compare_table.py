@@ -142,9 +142,7 @@ def _parse_range(option: str, tasks: Sequence[str]) -> tuple[str, tuple[float, f
     except ValueError as error:
         raise ConfigError(f"--score-range must look like TASK=LOW:HIGH, got {option!r}") from error
     if task not in tasks:
-        raise ConfigError(
-            f"--score-range names {task!r}, which is not compared; there are: {', '.join(dict.fromkeys(tasks))}"
-        )
+        raise ConfigError(f"--score-range names {task!r}, which is not compared; there are: {', '.join(tasks)}")
     if not high > low:
         raise ConfigError(f"--score-range {option!r}: HIGH must be above LOW")
     return task, (low, high)

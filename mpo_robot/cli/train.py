@@ -135,7 +135,6 @@ def run_trainer(trainer: Trainer, config: RunConfig, quiet: bool = False) -> boo
         f"Training {config.environment.task} for {total:,} environment steps, seed {config.seed}, in "
         f"{trainer.folder.path} (Ctrl-C saves and stops)"
     )
-
     action = evaluated_action(trainer.evaluation_environment.spec)
 
     def request_stop(signum: int, frame: FrameType | None) -> None:

@@ -19,6 +19,7 @@ SERIES = ("#040404", "#050505", "#060606", "#070707", "#080808")
 _VARIABLES = {INK: "--ink", GRID: "--grid", SOFT: "--soft"} | {
     color: f"--series-{number}" for number, color in enumerate(SERIES, 1)
 }
+LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 9.0, "labelcolor": INK}  # keywords of every legend
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: small, selectable, in the reader's font
     "svg.hashsalt": "mpo_robot",
@@ -95,7 +96,7 @@ def thin(x: Array, y: Array, points: int = 400) -> tuple[Array, Array]:
 
 def draw_legend_above(axes: Any, ncols: int) -> None:
     """Legend of a figure with one panel, above it, in the page's ink: no corner inside is sure to stay free."""
-    axes.figure.legend(loc="outside upper left", ncols=ncols, frameon=False, fontsize=9.0, labelcolor=INK)
+    axes.figure.legend(loc="outside upper left", ncols=ncols, **LEGEND)
 
 
 def draw_steps_axis(axes: Any, label: str = "environment steps") -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mpo_robot.report.charts import INK, SERIES, SOFT, Chart, draw_legend_above
+from mpo_robot.report.charts import INK, LEGEND, SERIES, SOFT, Chart, draw_legend_above
 from mpo_robot.report.log_summary import LogSummary, percentiles
 from mpo_robot.report.run_figures import Figure
 
@@ -62,7 +62,7 @@ def sources(logs: Sequence[LogSummary]) -> Figure | None:
     chart.axes[0].set_ylabel("steps by source [%]")
     chart.axes[0].set_ylim(0, 119)
     chart.axes[0].set_yticks((0, 25, 50, 75, 100))
-    chart.axes[0].legend(loc="upper left", ncols=3, frameon=False, fontsize=9.0, labelcolor=INK)
+    chart.axes[0].legend(loc="upper left", ncols=3, **LEGEND)
     misses = np.array([log.deadline_misses for log in used])
     chart.axes[1].bar(index, misses, 0.9, color=SERIES[1])
     chart.axes[1].set_ylabel("deadline misses")
