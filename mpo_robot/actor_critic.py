@@ -112,6 +112,7 @@ class ActorCritic(abc.ABC):
             "critic": config.learning_rate_critic,
             "duals": config.learning_rate_duals,
         }
+        self._rate_ends = {"policy": config.learning_rate_end, "critic": config.learning_rate_end_critic}
         self.optimizers = {
             name: torch.optim.Adam([flat], lr=self._rates[name], fused=True) for name, flat in self._online.items()
         }
@@ -204,13 +205,13 @@ class ActorCritic(abc.ABC):
         """Bring dual variables back into their range; called after each optimiser step."""
         return
 
-    def _rate_decay(self) -> float:
-        """Factor of the learning rates of policy and critic for this learner step."""
+    def _rate(self, name: str) -> float:
+        """Learning rate of an optimiser at this learner step."""
         config = self.config
-        if config.learning_rate_decay_steps is None:
-            return 1.0
+        if config.learning_rate_decay_steps is None or name not in self._rate_ends:
+            return self._rates[name]
         progress = min(1.0, self.learner_steps / config.learning_rate_decay_steps)
-        return 1.0 - (1.0 - config.learning_rate_end) * progress
+        return self._rates[name] * (1.0 - (1.0 - self._rate_ends[name]) * progress)
 
     @torch.no_grad()
     def _step(self) -> None:
@@ -220,9 +221,8 @@ class ActorCritic(abc.ABC):
                 gradient = flat_gradient(self._online[name])
                 norm = torch.linalg.vector_norm(gradient)
                 gradient.mul_((self.config.grad_clip_norm / (norm + 1e-6)).clamp(max=1.0))
-        decay = self._rate_decay()
         for name in due:
-            self.optimizers[name].param_groups[0]["lr"] = self._rates[name] * (1.0 if name == "duals" else decay)
+            self.optimizers[name].param_groups[0]["lr"] = self._rate(name)
             self.optimizers[name].step()
         for flat in self._online.values():
             flat_gradient(flat).zero_()

@@ -110,9 +110,10 @@ class LearnerConfig:
         learning_rate_critic: Adam's step size for the critics.
         learning_rate_duals: Adam's step size for temperatures and multipliers.
         learning_rate_decay_steps: Learner steps over which the rates of policy and critic fall linearly to
-            `learning_rate_end` times their value, and stay there; None keeps them constant. The default is the number
-            of updates in 200,000 environment steps; set more for a longer training.
-        learning_rate_end: That factor, in (0, 1].
+            `learning_rate_end` and `learning_rate_end_critic` times their value, and stay there; None keeps them
+            constant. The default is the number of updates in 200,000 environment steps; set more for a longer training.
+        learning_rate_end: That factor of the policy's rate, in (0, 1].
+        learning_rate_end_critic: That factor of the critics' rate, in (0, 1]; 1 keeps it constant.
         grad_clip_norm: Bound on the gradient norm of the policy and of the critics, each; None for no bound.
         target_update_period: Learner steps between hard copies to the target networks, or None.
         target_update_rate: Polyak rate per learner step, or None. Exactly one of the two is set.
@@ -150,6 +151,7 @@ class LearnerConfig:
     learning_rate_duals: float = 1e-2
     learning_rate_decay_steps: int | None = 100_000
     learning_rate_end: float = 0.1
+    learning_rate_end_critic: float = 0.1
     grad_clip_norm: float | None = 40.0
     target_update_period: int | None = None
     target_update_rate: float | None = 0.02
@@ -201,8 +203,9 @@ class LearnerConfig:
             raise ValueError(
                 f"learning_rate_decay_steps must be at least 1 or null, got {self.learning_rate_decay_steps}"
             )
-        if not 0.0 < self.learning_rate_end <= 1.0:
-            raise ValueError(f"learning_rate_end must be in (0, 1], got {self.learning_rate_end}")
+        for name in ("learning_rate_end", "learning_rate_end_critic"):
+            if not 0.0 < getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must be in (0, 1], got {getattr(self, name)}")
         if self.target_update_period is not None and self.target_update_period < 1:
             raise ValueError(f"target_update_period must be at least 1, got {self.target_update_period}")
         if self.target_update_rate is not None and not 0.0 < self.target_update_rate <= 1.0:

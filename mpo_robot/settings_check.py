@@ -198,7 +198,7 @@ IDLE = (
         "with critic.head: scalar, which has no support",
     ),
     Idle(
-        ("learner.learning_rate_end",),
+        ("learner.learning_rate_end", "learner.learning_rate_end_critic"),
         lambda learner, discrete: learner.learning_rate_decay_steps is None,
         "while learning_rate_decay_steps is null: the rates are constant",
     ),

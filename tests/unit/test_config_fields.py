@@ -83,6 +83,7 @@ NEEDS = {
     "learner__mpo__kl_form": {"learner__mpo__epsilon_stddev": MPOConfig().epsilon_stddev},
     "learner__critic__num_atoms": {"learner__critic__head": "hl_gauss"},
     "learner__learning_rate_end": {"learner__learning_rate_decay_steps": 20},
+    "learner__learning_rate_end_critic": {"learner__learning_rate_decay_steps": 20},
     "learner__mpo__parametric_estimator": {"learner__mpo__variational": "parametric"},
     "learner__critic__value_bound": {"learner__critic__head": "hl_gauss"},
     "learner__sac__init_temperature": {"learner__algorithm": "sac", **NO_MPO},

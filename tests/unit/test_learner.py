@@ -391,12 +391,12 @@ def test_the_reward_scale_divides_rewards_and_nothing_else():
 
 
 def test_learning_rates_fall_linearly_and_stay_at_their_end():
-    learner = make_learner(learning_rate_decay_steps=4, learning_rate_end=0.2)
+    learner = make_learner(learning_rate_decay_steps=4, learning_rate_end=0.2, learning_rate_end_critic=0.6)
     seen = []
     for _ in range(6):
         learner.update(make_batch())
         seen.append({name: item.param_groups[0]["lr"] for name, item in learner.optimizers.items()})
-    factors = [1.0, 0.8, 0.6, 0.4, 0.2, 0.2]
-    for name, rate in (("policy", CONFIG.learning_rate_policy), ("critic", CONFIG.learning_rate_critic)):
-        assert [rates[name] for rates in seen] == pytest.approx([rate * factor for factor in factors])
+    policy, critic = [1.0, 0.8, 0.6, 0.4, 0.2, 0.2], [1.0, 0.9, 0.8, 0.7, 0.6, 0.6]
+    assert [rates["policy"] for rates in seen] == pytest.approx([CONFIG.learning_rate_policy * x for x in policy])
+    assert [rates["critic"] for rates in seen] == pytest.approx([CONFIG.learning_rate_critic * x for x in critic])
     assert {rates["duals"] for rates in seen} == {CONFIG.learning_rate_duals}
