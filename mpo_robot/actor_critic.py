@@ -112,7 +112,11 @@ class ActorCritic(abc.ABC):
             "critic": config.learning_rate_critic,
             "duals": config.learning_rate_duals,
         }
-        self._rate_ends = {"policy": config.learning_rate_end, "critic": config.learning_rate_end_critic}
+        self._rate_ends = {
+            "policy": config.learning_rate_end,
+            "critic": config.learning_rate_end_critic,
+            "duals": 1.0,
+        }
         self.optimizers = {
             name: torch.optim.Adam([flat], lr=self._rates[name], fused=True) for name, flat in self._online.items()
         }
@@ -208,7 +212,7 @@ class ActorCritic(abc.ABC):
     def _rate(self, name: str) -> float:
         """Learning rate of an optimiser at this learner step."""
         config = self.config
-        if config.learning_rate_decay_steps is None or name not in self._rate_ends:
+        if config.learning_rate_decay_steps is None:
             return self._rates[name]
         progress = min(1.0, self.learner_steps / config.learning_rate_decay_steps)
         return self._rates[name] * (1.0 - (1.0 - self._rate_ends[name]) * progress)

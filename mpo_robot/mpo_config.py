@@ -193,8 +193,6 @@ class LearnerConfig:
                 f"return_scale_bound {self.return_scale_bound} is above the critic's value_bound "
                 f"{self.critic.value_bound}: returns beyond the support would be cut off"
             )
-        if not 0.0 < self.discount <= 1.0:
-            raise ValueError(f"discount must be in (0, 1], got {self.discount}")
         if not 0.0 <= self.retrace_lambda <= 1.0:
             raise ValueError(f"retrace_lambda must be in [0, 1], got {self.retrace_lambda}")
         if self.sequence_length < 1 or self.batch_sequences < 1:
@@ -203,7 +201,7 @@ class LearnerConfig:
             raise ValueError(
                 f"learning_rate_decay_steps must be at least 1 or null, got {self.learning_rate_decay_steps}"
             )
-        for name in ("learning_rate_end", "learning_rate_end_critic"):
+        for name in ("discount", "learning_rate_end", "learning_rate_end_critic"):
             if not 0.0 < getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be in (0, 1], got {getattr(self, name)}")
         if self.target_update_period is not None and self.target_update_period < 1:
