@@ -240,8 +240,8 @@ class ActorCritic(abc.ABC):
             for name, target in self._targets.items():
                 target.copy_(self._online[name])
         if (updates := self.config.policy_average_updates) is not None:
-            average = self._averages["averaged_policy"]  # the mean of all so far, until they are enough
-            average.lerp_(self._online["policy"], 1.0 / min(self.learner_steps, updates))
+            window = min(updates, max(1, self.learner_steps // 10))
+            self._averages["averaged_policy"].lerp_(self._online["policy"], 1.0 / window)
 
     @property
     def flat(self) -> dict[str, Tensor]:

@@ -58,7 +58,7 @@ class MPOConfig:
     per_dim_constraining: bool = True
     action_penalization: bool = True
     epsilon_penalty: float = 0.001
-    center_weights: bool = False
+    center_weights: bool = True
     temperature_update: str = "learned"
     init_temperature: float = 1.0
     init_alpha_mean: float = 1.0
@@ -118,8 +118,8 @@ class LearnerConfig:
         target_update_period: Learner steps between hard copies to the target networks, or None.
         target_update_rate: Polyak rate per learner step, or None. Exactly one of the two is set.
         policy_average_updates: The policy that is evaluated, exported and served has the parameters of the online one,
-            averaged over about so many updates (exponentially); None: it is the online one. What is learnt does not
-            depend on it: the online policy collects.
+            averaged over about so many updates (exponentially), or a tenth of those made so far where that is less; None:
+            it is the online one. What is learnt does not depend on it: the online policy collects.
         policy_update_period: Every how many updates of the critics the policy and the dual variables are updated too.
             In between `mpo` values states by two sampled actions, which takes a third less time. With a period of 2
             set `training.updates_per_step` and `learning_rate_decay_steps` twice as high, for as many updates of the
@@ -151,12 +151,12 @@ class LearnerConfig:
     learning_rate_duals: float = 1e-2
     learning_rate_decay_steps: int | None = 100_000
     learning_rate_end: float = 0.1
-    learning_rate_end_critic: float = 0.1
+    learning_rate_end_critic: float = 1.0
     grad_clip_norm: float | None = 40.0
     target_update_period: int | None = None
     target_update_rate: float | None = 0.02
     return_scale_bound: float | None = 5.0
-    policy_average_updates: int | None = None
+    policy_average_updates: int | None = 1000
     policy_update_period: int = 1
     compile: bool = False
 

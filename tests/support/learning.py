@@ -31,6 +31,7 @@ CONFIG = LearnerConfig(
         init_temperature=1.0,
         init_alpha_mean=1.0,
         init_alpha_stddev=10.0,
+        center_weights=False,
     ),
     discount=0.9,
     retrace_lambda=0.95,
@@ -43,6 +44,8 @@ CONFIG = LearnerConfig(
     target_update_period=None,
     target_update_rate=0.1,
     return_scale_bound=5.0,
+    policy_average_updates=None,
+    learning_rate_end_critic=0.1,
 )
 
 

@@ -77,14 +77,17 @@ TESTED_ELSEWHERE = {
 }
 # Settings under which a field acts at all, and without those that would not act then: they are refused.
 NO_MPO = {"learner__mpo": MPOConfig()}
+NO_ESTEP = {"learner__mpo__center_weights": MPOConfig().center_weights}
 NEEDS = {
     "learner__algorithm": NO_MPO,
+    "learner__mpo__variational": NO_ESTEP,
     "learner__mpo__mstep": {"learner__mpo__epsilon_stddev": MPOConfig().epsilon_stddev},
     "learner__mpo__kl_form": {"learner__mpo__epsilon_stddev": MPOConfig().epsilon_stddev},
+    "learner__policy_average_updates": {"training__updates_per_step": 1.0},  # enough for an average of two
     "learner__critic__num_atoms": {"learner__critic__head": "hl_gauss"},
     "learner__learning_rate_end": {"learner__learning_rate_decay_steps": 20},
     "learner__learning_rate_end_critic": {"learner__learning_rate_decay_steps": 20},
-    "learner__mpo__parametric_estimator": {"learner__mpo__variational": "parametric"},
+    "learner__mpo__parametric_estimator": {"learner__mpo__variational": "parametric", **NO_ESTEP},
     "learner__critic__value_bound": {"learner__critic__head": "hl_gauss"},
     "learner__sac__init_temperature": {"learner__algorithm": "sac", **NO_MPO},
     "learner__sac__target_entropy": {"learner__algorithm": "sac", **NO_MPO},

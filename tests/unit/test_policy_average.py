@@ -17,22 +17,18 @@ BASELINES = ("sac", "ddpg", "epg")
 def trained(updates: int, **changes):
     """A learner and the online policy's parameters after each update."""
     learner, seen = make_learner(**changes), []
-    for seed in range(updates):
-        learner.update(make_batch(seed))
+    for update in range(updates):
+        learner.update(make_batch(1 + update % 3))
         seen.append(learner.flat["policy"].clone())
     return learner, torch.stack(seen)
 
 
-def test_it_is_the_mean_of_all_policies_until_they_are_enough():
-    learner, seen = trained(4, policy_average_updates=10)
-    torch.testing.assert_close(learner.flat["averaged_policy"], seen.mean(0))
-
-
-def test_then_it_forgets_exponentially():
-    learner, seen = trained(5, policy_average_updates=3)
-    expected = seen[:3].mean(0)
-    for policy in seen[3:]:
-        expected = expected + (policy - expected) / 3
+def test_it_forgets_exponentially_and_as_fast_as_the_training_is_short():
+    learner, seen = trained(45, policy_average_updates=3)
+    expected = seen[18]  # after 19 updates a tenth of them is one, after 20 two, and after 30 the three that are asked for
+    for window, policies in ((2, seen[19:29]), (3, seen[29:])):
+        for policy in policies:
+            expected = expected + (policy - expected) / window
     torch.testing.assert_close(learner.flat["averaged_policy"], expected)
 
 
@@ -57,7 +53,7 @@ def test_a_checkpoint_without_one_starts_it_from_its_policy():
 
 
 def test_it_is_restored_with_the_rest():
-    learner, _ = trained(4, policy_average_updates=3)
+    learner, _ = trained(30, policy_average_updates=3)
     again = make_learner(policy_average_updates=3)
     again.load_state_dict(copy.deepcopy(learner.state_dict()))
     for item in (learner, again):
