@@ -118,8 +118,8 @@ class LearnerConfig:
         target_update_period: Learner steps between hard copies to the target networks, or None.
         target_update_rate: Polyak rate per learner step, or None. Exactly one of the two is set.
         policy_average_updates: The policy that is evaluated, exported and served has the parameters of the online one,
-            averaged over about so many updates (exponentially), or a tenth of those made so far where that is less; None:
-            it is the online one. What is learnt does not depend on it: the online policy collects.
+            averaged over about so many updates (exponentially), or a tenth of those made so far where that is less;
+            None: it is the online one. What is learnt does not depend on it: the online policy collects.
         policy_update_period: Every how many updates of the critics the policy and the dual variables are updated too.
             In between `mpo` values states by two sampled actions, which takes a third less time. With a period of 2
             set `training.updates_per_step` and `learning_rate_decay_steps` twice as high, for as many updates of the

@@ -25,7 +25,7 @@ def trained(updates: int, **changes):
 
 def test_it_forgets_exponentially_and_as_fast_as_the_training_is_short():
     learner, seen = trained(45, policy_average_updates=3)
-    expected = seen[18]  # after 19 updates a tenth of them is one, after 20 two, and after 30 the three that are asked for
+    expected = seen[18]  # a tenth of the updates is one until the 19th, from the 20th two, from the 30th three
     for window, policies in ((2, seen[19:29]), (3, seen[29:])):
         for policy in policies:
             expected = expected + (policy - expected) / window
