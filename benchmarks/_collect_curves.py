@@ -36,6 +36,9 @@ BARS = {  # return to reach, and the environment steps allowed
     "gymnasium:CartPole-v1": (500, 30_000),
     "gymnasium:Acrobot-v1": (-100, 60_000),
 }
+# What a run did whose record is older than the setting. All others began as their default.
+OLDER = {"learning_rate_decay_steps": None, "learning_rate_end_critic": 0.1, "policy_average_updates": None}
+OLDER_MPO = {"center_weights": False}
 SAMPLE_STEPS = 200_000
 SAMPLE_BARS = {  # mean over three seeds after SAMPLE_STEPS environment steps
     "dm_control:walker-walk": 950,
@@ -105,8 +108,8 @@ def plot(runs: list[dict[str, Any]]) -> None:
 
 def is_common(run: dict[str, Any]) -> bool:
     """Whether the learner of a run had the default settings, but for idle ones; compiling changes the speed only."""
-    constant = {"learning_rate_decay_steps": None}  # until there was that setting; all others began as their default
-    learner = build(LearnerConfig, constant | run["config"]["learner"])
+    recorded = run["config"]["learner"]
+    learner = build(LearnerConfig, OLDER | recorded | {"mpo": OLDER_MPO | recorded["mpo"]})
     idle = idle_settings(TrainingConfig(), learner, discrete=False)
     changed = differences({"learner": LearnerConfig()}, {"learner": learner})
     return set(changed) <= {*idle, "learner.compile"}
