@@ -112,6 +112,11 @@ class NaiveLearner:
         fixed_stddev = Normal(online.mean, before.stddev)
         fixed_mean = Normal(before.mean, online.stddev)
         likelihood = fixed_stddev.log_prob(actions).sum(-1) + fixed_mean.log_prob(actions).sum(-1)
+        if mpo.center_weights:  # the part of equal weights is an expectation: a KL, but for a constant
+            total = 2.0 if mpo.action_penalization else 1.0
+            for distribution in (fixed_stddev, fixed_mean):
+                loss = loss + total * kl_divergence(before.base_dist, distribution).sum(-1).mean()
+            weights = weights - total / len(weights)
         loss = loss - (weights * likelihood).sum(dim=0).mean()
         constraints = (
             ("raw_alpha_mean", fixed_stddev, mpo.epsilon_mean),

@@ -205,14 +205,20 @@ class Critic(nn.Module):
     def _blocks(self, observation: Tensor, actions: Tensor) -> list[Tensor]:
         """`outputs` of N actions [N, S, A], a few actions at a time: [n, S, 1 or K] each.
 
-        So the activations stay in the processor's cache.
+        So the activations stay in the processor's cache. Without gradient.
         """
         state_part = self.observation_in(observation)  # [S, H]
         parts = []
         for block in actions.split(max(1, CHUNK_ROWS // len(observation))):
             hidden = self.action_in(block)  # [n, S, H]
             hidden += state_part
-            parts.append(self.tail(hidden.view(-1, hidden.shape[-1])).view(*block.shape[:2], -1))
+            for layer in self.tail:
+                if isinstance(layer, nn.Linear):  # a product with a bias would copy that to all rows first
+                    hidden = functional.linear(hidden, layer.weight)
+                    hidden += layer.bias
+                else:
+                    hidden = layer(hidden)
+            parts.append(hidden)
         return parts
 
 

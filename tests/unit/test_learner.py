@@ -177,10 +177,12 @@ def test_gradients_go_where_they_belong():
     assert not torch.equal(moved["policy"], changed["policy"])
 
 
-def test_gradients_agree_with_a_plain_implementation():
+@pytest.mark.parametrize("penalty", [False, True])
+@pytest.mark.parametrize("center", [False, True])
+def test_gradients_agree_with_a_plain_implementation(center, penalty):
     from benchmarks._naive_update import NaiveLearner
 
-    learner = make_learner()
+    learner = make_learner(mpo__center_weights=center, mpo__action_penalization=penalty)
     batch = make_batch()
     keep = (
         (batch.is_transition > 0).all(axis=1)

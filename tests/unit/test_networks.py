@@ -91,7 +91,9 @@ def test_values_and_distributions_come_from_one_pass_over_the_actions(aggregate,
             [torch.stack([m.outputs(observation, a).softmax(-1) for a in actions]).mean(0) for m in ensemble.members]
         )
     rows = []
-    ensemble.members[0].tail.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    ensemble.members[0].tail[0].register_forward_pre_hook(
+        lambda module, inputs: rows.append(inputs[0].shape[:-1].numel())
+    )
     values, pmf, atoms = ensemble.target_distribution(observation, actions)
     assert sum(rows) == N * S
     torch.testing.assert_close(values, ensemble.target_values(observation, actions))
