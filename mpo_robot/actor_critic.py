@@ -122,6 +122,7 @@ class ActorCritic(abc.ABC):
         }
         self.generator = torch.Generator().manual_seed(seed)
         self.learner_steps = 0
+        self._average_start = 0  # learner step from which on the policies are averaged
 
     @abc.abstractmethod
     def make_actor(self, policy: Any) -> Actor:
@@ -212,7 +213,7 @@ class ActorCritic(abc.ABC):
     def _rate(self, name: str) -> float:
         """Learning rate of an optimiser at this learner step."""
         config = self.config
-        if config.learning_rate_decay_steps is None:
+        if not isinstance(config.learning_rate_decay_steps, int):  # null, or auto outside a training
             return self._rates[name]
         progress = min(1.0, self.learner_steps / config.learning_rate_decay_steps)
         return self._rates[name] * (1.0 - (1.0 - self._rate_ends[name]) * progress)
@@ -240,8 +241,12 @@ class ActorCritic(abc.ABC):
             for name, target in self._targets.items():
                 target.copy_(self._online[name])
         if (updates := self.config.policy_average_updates) is not None:
-            window = min(updates, max(1, self.learner_steps // 10))
+            window = min(updates, max(1, (self.learner_steps - self._average_start) // 10))
             self._averages["averaged_policy"].lerp_(self._online["policy"], 1.0 / window)
+
+    def restart_average(self) -> None:
+        """Average the policies from the next update on, as at the start of a training: older ones no longer count."""
+        self._average_start = self.learner_steps
 
     @property
     def flat(self) -> dict[str, Tensor]:
@@ -254,6 +259,7 @@ class ActorCritic(abc.ABC):
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "generator": self.generator.get_state(),
             "learner_steps": self.learner_steps,
+            "average_start": self._average_start,
         }
 
     @torch.no_grad()
@@ -275,3 +281,4 @@ class ActorCritic(abc.ABC):
             optimizer.load_state_dict(state["optimizers"][name])
         self.generator.set_state(state["generator"])
         self.learner_steps = int(state["learner_steps"])
+        self._average_start = int(state.get("average_start", 0))

@@ -55,7 +55,7 @@ class ContinualLearner:
         if config.use_simulated_data:
             self.simulated_replay = SequenceReplay(training.replay_capacity, *sizes)
         load_simulated = None if self.simulated_replay is None else self.simulated_replay.load
-        self.learner = make_learner(self.spec, learner_config, seed=0)
+        self.learner = make_learner(self.spec, learner_config, seed=0, planned_updates=training.planned_updates)
         base, _ = load_checkpoint(folder.checkpoints, load_simulated)
         self.real_replay = SequenceReplay(config.real_capacity, *sizes)
         self.rng = np.random.default_rng(0)
@@ -68,6 +68,7 @@ class ContinualLearner:
         self._normalizer_state = base["normalizer"]
         self._return_scale_state = base["return_scale"]
         self.learner.load_state_dict(base["learner"])
+        self.learner.restart_average()  # or a short round's policy would mostly be the one from before the logs
         if list_checkpoints(self.checkpoints):
             self._restore(load_checkpoint(self.checkpoints, lambda path: self.real_replay.load(path, resize=True))[0])
         self.normalizer = normalizer_from_state(self._normalizer_state, self.spec.observation_size)

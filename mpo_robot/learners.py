@@ -1,6 +1,9 @@
-"""`make_learner`: the one way from a configuration to a learner."""
+"""`make_learner`: the one way from a configuration to a learner; `require_fitting`: whether there is one."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from importlib.util import find_spec
 
 from mpo_robot.actor_critic import ActorCritic
 from mpo_robot.baselines.ddpg import DDPG
@@ -15,12 +18,20 @@ from mpo_robot.specs import PolicySpec
 ALGORITHMS = {"mpo": Learner, "sac": SAC, "ddpg": DDPG, "epg": EPG}
 
 
-def make_learner(spec: PolicySpec, config: LearnerConfig, seed: int) -> ActorCritic:
-    """An untrained learner of `config.algorithm` for policies of this spec; `seed` sets its networks and its sampling.
+def make_learner(spec: PolicySpec, config: LearnerConfig, seed: int, planned_updates: int | None = None) -> ActorCritic:
+    """An untrained learner of `config.algorithm` for policies of this spec.
+
+    Args:
+        spec: The task's observations and actions.
+        config: Its settings.
+        seed: Of its networks and its sampling.
+        planned_updates: Updates of the whole training: what `learning_rate_decay_steps: auto` stands for.
 
     Raises:
         ConfigError: the algorithm does not fit the task's actions.
     """
+    if config.learning_rate_decay_steps == "auto":
+        config = replace(config, learning_rate_decay_steps=planned_updates)
     if config.algorithm == "ppo":
         raise ConfigError("ppo learns from its own rollouts only: it has no replay, and logs are nothing to it")
     if spec.num_actions is not None:
@@ -30,3 +41,22 @@ def make_learner(spec: PolicySpec, config: LearnerConfig, seed: int) -> ActorCri
             )
         return CategoricalLearner(spec, config, seed)
     return ALGORITHMS[config.algorithm](spec.observation_size, spec.action_size, config, seed)
+
+
+def require_fitting(spec: PolicySpec, config: LearnerConfig, environments: int) -> None:
+    """Refuse a learner that cannot be made for this task, before anything is written or trained.
+
+    Raises:
+        ConfigError: what does not fit, and what would.
+    """
+    if config.algorithm != "ppo":
+        make_learner(spec, config, seed=0)
+        return
+    if spec.num_actions is not None:
+        raise ConfigError("learner.algorithm ppo needs continuous actions here, this task's are discrete")
+    if environments > 1:
+        raise ConfigError(
+            f"learner.algorithm ppo collects from one environment here: training.environments is {environments}"
+        )
+    if find_spec("stable_baselines3") is None:
+        raise ConfigError("learner.algorithm ppo needs stable_baselines3: pip install 'mpo-robot[train,baselines]'")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from mpo_robot.baselines.config import DDPGConfig, EPGConfig, PPOConfig, SACConfig
 from mpo_robot.categorical_config import CategoricalConfig
@@ -110,21 +111,21 @@ class LearnerConfig:
         learning_rate_critic: Adam's step size for the critics.
         learning_rate_duals: Adam's step size for temperatures and multipliers.
         learning_rate_decay_steps: Learner steps over which the rates of policy and critic fall linearly to
-            `learning_rate_end` and `learning_rate_end_critic` times their value, and stay there; None keeps them
-            constant. The default is the number of updates in 200,000 environment steps; set more for a longer training.
+            `learning_rate_end` and `learning_rate_end_critic` times their value, and stay there: `auto` for all of the
+            training's (of the new total where a run is continued with one), null to keep them constant.
         learning_rate_end: That factor of the policy's rate, in (0, 1].
         learning_rate_end_critic: That factor of the critics' rate, in (0, 1]; 1 keeps it constant.
         grad_clip_norm: Bound on the gradient norm of the policy and of the critics, each; None for no bound.
         target_update_period: Learner steps between hard copies to the target networks, or None.
         target_update_rate: Polyak rate per learner step, or None. Exactly one of the two is set.
         policy_average_updates: The policy that is evaluated, exported and served has the parameters of the online one,
-            averaged over about so many updates (exponentially), or a tenth of those made so far where that is less;
-            None: it is the online one. What is learnt does not depend on it: the online policy collects.
+            averaged over about so many updates (exponentially), or a tenth of those made so far where that is less (in
+            the training, or since `learn` took over); None: it is the online one. What is learnt does not depend on
+            it: the online policy collects.
         policy_update_period: Every how many updates of the critics the policy and the dual variables are updated too.
             In between `mpo` values states by two sampled actions, which takes a third less time. With a period of 2
-            set `training.updates_per_step` and `learning_rate_decay_steps` twice as high, for as many updates of the
-            policy as before.
-        compile: Compile the losses with `torch.compile`: about a quarter less time per update at the default size, for
+            set `training.updates_per_step` twice as high, for as many updates of the policy as before.
+        compile: Compile the losses with `torch.compile`: about a fifth less time per update at the default size, for
             a minute at the start. Needs a C++ compiler. Only `mpo` on continuous actions does it.
         return_scale_bound: The critic learns rewards divided by a running scale, such that no sum of the collected
             rewards of an episode so far, older ones discounted more, is larger than this bound; values are about as
@@ -149,7 +150,7 @@ class LearnerConfig:
     learning_rate_policy: float = 1e-3
     learning_rate_critic: float = 1e-3
     learning_rate_duals: float = 1e-2
-    learning_rate_decay_steps: int | None = 100_000
+    learning_rate_decay_steps: int | Literal["auto"] | None = "auto"
     learning_rate_end: float = 0.1
     learning_rate_end_critic: float = 1.0
     grad_clip_norm: float | None = 40.0
@@ -197,9 +198,9 @@ class LearnerConfig:
             raise ValueError(f"retrace_lambda must be in [0, 1], got {self.retrace_lambda}")
         if self.sequence_length < 1 or self.batch_sequences < 1:
             raise ValueError("sequence_length and batch_sequences must be at least 1")
-        if self.learning_rate_decay_steps is not None and self.learning_rate_decay_steps < 1:
+        if isinstance(self.learning_rate_decay_steps, int) and self.learning_rate_decay_steps < 1:
             raise ValueError(
-                f"learning_rate_decay_steps must be at least 1 or null, got {self.learning_rate_decay_steps}"
+                f"learning_rate_decay_steps must be at least 1, auto or null, got {self.learning_rate_decay_steps}"
             )
         for name in ("discount", "learning_rate_end", "learning_rate_end_critic"):
             if not 0.0 < getattr(self, name) <= 1.0:

@@ -174,8 +174,8 @@ IDLE = (
     ),
     Idle(
         ("learner.return_horizon",),
-        lambda learner, discrete: (learner.return_horizon or 0) > learner.sequence_length,
-        "beyond learner.sequence_length, where every return is bootstrapped: lower the one or raise the other",
+        lambda learner, discrete: (learner.return_horizon or 0) >= learner.sequence_length,
+        "from learner.sequence_length on, where every return is bootstrapped: lower the one or raise the other",
     ),
     Idle(
         ("learner.retrace_lambda",),

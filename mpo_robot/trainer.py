@@ -6,8 +6,10 @@ a few percent of the update, so a second process would gain nothing (docs/math.m
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,23 @@ from mpo_robot.training_config import TrainingConfig
 from mpo_robot.types import Environment, EnvironmentVector, FloatArray
 
 EVALUATION_SEED = 1_000_003  # far from training seeds; evaluations of all steps and runs use the same start states
+
+
+@contextlib.contextmanager
+def restoring(folder: RunFolder, state: Mapping[str, Any], trainer: Any) -> Iterator[None]:
+    """Around what restores a trainer from a checkpoint's `state`: whatever does not fit is an error of the settings.
+
+    Raises:
+        ConfigError: the checkpoint has a normaliser or return scale that the trainer lacks, or the other way round, or
+            restoring failed.
+    """
+    try:
+        for name in ("normalizer", "return_scale"):
+            if (state[name] is None) != (getattr(trainer, name) is None):
+                raise ValueError(f"one has a {name.replace('_', ' ')}, the other has none")
+        yield
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(f"the checkpoint of {folder.path} does not fit the settings: {error}") from error
 
 
 class Trainer:
@@ -59,7 +78,7 @@ class Trainer:
         self.config = training
         self.folder = folder
         self.seed = seed
-        self.learner = make_learner(spec, learner, seed)
+        self.learner = make_learner(spec, learner, seed, training.planned_updates)
         replay = ByteReplay if training.replay_bytes else SequenceReplay
         self.replay = replay(training.replay_capacity, spec.observation_size, spec.action_size)
         self.normalizer = RunningNormalizer(spec.observation_size) if training.normalize_observations else None
@@ -185,10 +204,8 @@ class Trainer:
             ConfigError: there is none, or it was made with settings that differ in more than values.
         """
         state, _ = load_checkpoint(self.folder.checkpoints, self.replay.load)
-        try:
+        with restoring(self.folder, state, self):
             self.load_state_dict(state)
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise ConfigError(f"the checkpoint of {self.folder.path} does not fit the settings: {error}") from error
 
     def _policy_state(self) -> dict[str, Any]:
         return {
@@ -212,11 +229,8 @@ class Trainer:
         """Restore `state_dict` exactly.
 
         Raises:
-            ValueError: it was made with other networks, or with parts that this trainer lacks, or the other way round.
+            ValueError: it was made with other networks.
         """
-        for name in ("normalizer", "return_scale"):
-            if (state[name] is None) != (getattr(self, name) is None):
-                raise ValueError(f"one has a {name.replace('_', ' ')}, the other has none")
         self.learner.load_state_dict(state["learner"])
         if self.normalizer is not None:
             self.normalizer.load_state_dict(state["normalizer"])

@@ -49,6 +49,11 @@ class TrainingConfig:
     checkpoint_minutes: float = 10.0
     threads: int = 1
 
+    @property
+    def planned_updates(self) -> int:
+        """Learner updates of the whole training, those that the warm-up leaves out counted too."""
+        return max(1, int(self.total_steps * self.updates_per_step))
+
     def __post_init__(self) -> None:
         for name in (
             "total_steps",

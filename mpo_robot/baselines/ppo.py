@@ -24,13 +24,12 @@ from mpo_robot.baselines.config import PPOConfig
 from mpo_robot.baselines.gymnasium_adapter import GymnasiumAdapter
 from mpo_robot.baselines.ppo_network import PPOActor, PPONetwork
 from mpo_robot.checkpoint import bytes_from_tensor, bytes_to_tensor, load_checkpoint, save_checkpoint
-from mpo_robot.errors import ConfigError
 from mpo_robot.evaluation import Evaluation, evaluate
 from mpo_robot.mpo_config import LearnerConfig
 from mpo_robot.normalization import ReturnScale, RunningNormalizer
 from mpo_robot.progress import OnEvaluation, OnProgress, Progress, WallClock
 from mpo_robot.run_folder import RunFolder
-from mpo_robot.trainer import EVALUATION_SEED
+from mpo_robot.trainer import EVALUATION_SEED, restoring
 from mpo_robot.training_config import TrainingConfig
 from mpo_robot.types import Environment, FloatArray
 
@@ -75,8 +74,6 @@ class PPOTrainer(BaseCallback):
     ) -> None:
         super().__init__()
         spec = environment.spec
-        if spec.num_actions is not None:
-            raise ConfigError("learner.algorithm ppo needs continuous actions here, this task's are discrete")
         self.config, self.folder = training, folder
         self.environment, self.evaluation_environment = environment, evaluation_environment
         self.normalizer = RunningNormalizer(spec.observation_size) if training.normalize_observations else None
@@ -189,8 +186,16 @@ class PPOTrainer(BaseCallback):
         self._last_saved, self._last_saved_at = self.environment_steps, time.monotonic()
 
     def resume(self) -> None:
-        """Restore the newest checkpoint, exactly."""
+        """Restore the newest checkpoint, exactly.
+
+        Raises:
+            ConfigError: there is none, or it was made with settings that differ in more than values.
+        """
         state, _ = load_checkpoint(self.folder.checkpoints)
+        with restoring(self.folder, state, self):
+            self._load_state_dict(state)
+
+    def _load_state_dict(self, state: dict[str, Any]) -> None:
         ppo, learner = self.ppo, state["learner"]
         ppo.policy.load_state_dict(learner["policy"])
         ppo.policy.optimizer.load_state_dict(learner["optimizer"])

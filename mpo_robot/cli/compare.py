@@ -10,19 +10,22 @@ from typing import NamedTuple
 from mpo_robot.cli.compare_table import Runs, parse_ranges, write_comparison
 from mpo_robot.cli.settings import load_run_config
 from mpo_robot.cli.trainings import (
+    FIXED_BY_STUDY,
     Training,
     add_study_arguments,
     check_last_evaluation,
     check_study_arguments,
-    num_actions,
     parse_seeds,
     plan_training,
+    refuse_settings,
+    task_spec,
     train_missing,
 )
 from mpo_robot.errors import ConfigError
 from mpo_robot.run_folder import RunFolder
 from mpo_robot.settings_check import idle_settings
 
+FIXED = FIXED_BY_STUDY | {"environment.task": "--tasks sets it", "learner.algorithm": "--algorithms sets it"}
 BASELINES = Path(__file__).resolve().parents[2] / "configs" / "train" / "baselines"
 
 
@@ -68,6 +71,7 @@ def make_plans(args: argparse.Namespace) -> list[Plan]:
         ConfigError: a bad option, unknown algorithm or setting, or a run of other settings in the folder.
     """
     check_study_arguments(args)
+    refuse_settings(args.overrides, FIXED)
     seeds = parse_seeds(args.seeds)
     tasks, algorithms = args.tasks.split(","), [_algorithm(name) for name in args.algorithms.split(",")]
     for what, items in (("--tasks", tasks), ("--algorithms", [name for name, _ in algorithms])):
@@ -100,7 +104,9 @@ def _plan(directory: Path, name: str, file: Path, task: str, seed: int, steps: i
     folder = RunFolder(directory / name / task.replace(":", "_") / f"seed{seed}")
     settings = (f"environment.task={task}", f"seed={seed}", f"training.total_steps={steps}")
     config = load_run_config(file, (*overrides, *settings))
-    idle = idle_settings(config.training, config.learner, num_actions(config.environment.nominal()) is not None)
+    idle = idle_settings(
+        config.training, config.learner, task_spec(config.environment.nominal()).num_actions is not None
+    )
     own = [override for override in overrides if override.partition("=")[0].strip() not in idle]
     training = plan_training(file, (*own, *settings), folder)
     check_last_evaluation(training, steps)

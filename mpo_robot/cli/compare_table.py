@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from itertools import permutations
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,6 +72,11 @@ def write_comparison(
     returns = {name: item for name, item in returns.items() if len(item[0])}
     if not returns:
         raise ConfigError("no algorithm has a seed that finished every task: there is nothing to compare")
+    missing = [
+        f"{algorithm} on {task}, seed {seed}"
+        for algorithm, task, seed in product(runs.unique(0), tasks, runs.unique(2))
+        if (algorithm, task, seed) not in runs.curves
+    ]
     low, high, notes = _score_bounds(tasks, [item[1][-1] for item in returns.values()], score_ranges)
     curves = {
         name: Curves(steps, values, normalize_scores(values, low, high)) for name, (steps, values) in returns.items()
@@ -89,6 +94,8 @@ def write_comparison(
     _write_csv(directory / "scores.csv", _score_rows(runs, last_step, dict(zip(tasks, zip(low, high)))))
     draw_comparison(directory / "comparison.png", tasks, curves, iqm)
     lines = [f"After {last_step:,} environment steps; intervals: 95 %, bootstrap over seeds within tasks.", *notes]
+    if missing:
+        lines.append(f"Not finished, so these seeds of theirs are left out on all tasks: {'; '.join(missing)}.")
     if any(len(scores) < 2 for scores in final.values()):
         lines.append("n/a: an interval needs two seeds at least.")
     lines += ["", *_text(table), "", *_text(improvement), "", f"Written to {directory}: comparison.csv, "]

@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mpo_robot.cli.trainings import (
+    FIXED_BY_STUDY,
     Training,
     add_study_arguments,
     check_last_evaluation,
     check_study_arguments,
     parse_seeds,
     plan_training,
+    refuse_settings,
     train_missing,
 )
 from mpo_robot.config import parse_scalar, to_dict
@@ -77,10 +79,14 @@ def make_plans(args: argparse.Namespace) -> tuple[list[Plan], dict[str, Any]]:
     check_study_arguments(args)
     common = (*args.overrides, f"training.total_steps={args.steps}")
     seeds = parse_seeds(args.seeds)
-    variations = dict(_parse_variation(option) for option in args.vary or DEFAULT_VARIATIONS)
+    parsed = [_parse_variation(option) for option in args.vary or DEFAULT_VARIATIONS]
+    variations = dict(parsed)
+    if len(variations) < len(parsed):
+        raise ConfigError("--vary names a setting twice: give all its values at once")
+    for settings in (args.overrides, variations):
+        refuse_settings(settings, FIXED_BY_STUDY)
     plans = [_plan(args.config, args.dir, common, BASE, None, seed) for seed in seeds]
     config = to_dict(plans[0].training.config)
-    check_last_evaluation(plans[0].training, args.steps)
     base_values: dict[str, Any] = {}
     for setting, values in variations.items():
         plans += [
@@ -90,6 +96,8 @@ def make_plans(args: argparse.Namespace) -> tuple[list[Plan], dict[str, Any]]:
             if value != _lookup(config, setting)
         ]
         base_values[setting] = _lookup(config, setting)
+    for plan in plans:
+        check_last_evaluation(plan.training, args.steps)
     return plans, base_values
 
 

@@ -19,6 +19,7 @@ from mpo_robot.compute import configure_compute
 from mpo_robot.config import differences, dump_yaml
 from mpo_robot.errors import ConfigError
 from mpo_robot.evaluation import Evaluation, evaluated_action
+from mpo_robot.learners import require_fitting
 from mpo_robot.run_folder import RunFolder
 from mpo_robot.trainer import Trainer
 from mpo_robot.types import Environment, EnvironmentVector
@@ -30,7 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example learner.mpo.num_samples=20")
     parser.add_argument("--config", type=Path, help="YAML file, see configs/train/")
-    parser.add_argument("--run", type=Path, help="run folder to create (default: runs/<config name>-seed<seed>)")
+    parser.add_argument(
+        "--run",
+        type=Path,
+        help="run folder to create (default: runs/<config name>-seed<seed>); with --seeds, what comes before -seed<K>",
+    )
     parser.add_argument("--resume", type=Path, metavar="RUN", help="continue this run from its newest checkpoint")
     parser.add_argument("--seeds", metavar="K,K", help="one run per seed, side by side; give it again to go on")
     parser.add_argument("--jobs", type=int, help="runs at a time with --seeds (default: one per core)")
@@ -75,15 +80,20 @@ def make_trainer(
             those of a new training make no sense.
     """
     changes = {} if earlier is None else differences(earlier, config)
+    if "ppo" in changes.get("learner.algorithm", ()):
+        raise ConfigError(
+            "a run of ppo cannot become one of another algorithm, nor the other way round: their checkpoints have "
+            "nothing in common. Start another one with --config"
+        )
     configure_compute(config.training.threads)
     environment = _collecting_environment(config)
+    require_fitting(environment.spec, config.learner, config.training.environments)
     check_settings(config, environment.spec.num_actions, refuse=not resume)
     evaluation_environment = make_environment(config.nominal_environment())
     if not resume:
         folder.create(dump_yaml(config), environment.spec, config.seed)
-    kind = _trainer_of(config.learner.algorithm)
     settings = (config.training, config.learner, folder, config.seed, config.environment.action_repeat)
-    trainer = kind(environment, evaluation_environment, *settings)
+    trainer = _trainer_of(config.learner.algorithm)(environment, evaluation_environment, *settings)
     if resume:
         folder.spec().require_same(environment.spec, "the run", "the environment")
         try:
@@ -111,20 +121,14 @@ def _collecting_environment(config: RunConfig) -> Environment | EnvironmentVecto
     count, threads = config.training.environments, config.training.environment_threads
     if count == 1:
         return make_environment(config.environment)
-    if config.learner.algorithm == "ppo":
-        raise ConfigError(f"learner.algorithm ppo collects from one environment here: training.environments is {count}")
     return VectorEnvironment(config.environment, count, threads)
 
 
 def _trainer_of(algorithm: str) -> type[Trainer]:
     if algorithm != "ppo":
         return Trainer
-    try:
-        from mpo_robot.baselines.ppo import PPOTrainer
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"learner.algorithm ppo needs {error.name}: pip install 'mpo-robot[train,baselines]'"
-        ) from error
+    from mpo_robot.baselines.ppo import PPOTrainer
+
     return cast("type[Trainer]", PPOTrainer)  # all that is used of it here
 
 

@@ -10,7 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from mpo_robot.cli.trainings import Outcome, Training, parse_seeds, plan_training, run_trainings
+from mpo_robot.cli.trainings import (
+    FIXED_BY_SEEDS,
+    Outcome,
+    Training,
+    parse_seeds,
+    plan_training,
+    refuse_settings,
+    run_trainings,
+)
 from mpo_robot.errors import ConfigError
 from mpo_robot.run_folder import RunFolder
 
@@ -44,18 +52,15 @@ def plan(args: argparse.Namespace) -> dict[int, Training]:
     Raises:
         ConfigError: options that do not go together, a bad setting, or a run of other settings in a folder.
     """
-    if args.config is None or args.resume is not None or args.run is not None:
-        raise ConfigError(
-            "--seeds goes with --config FILE, without --run or --resume: the runs are in runs/<config name>-seed<K>"
-        )
+    if args.config is None or args.resume is not None:
+        raise ConfigError("--seeds goes with --config FILE, without --resume: give the same command again to go on")
     if args.jobs is not None and args.jobs < 1:
         raise ConfigError("--jobs must be at least 1")
-    for fixed, reason in (("seed", "--seeds sets it"), ("training.threads", "each run has one thread")):
-        if any(override.partition("=")[0] == fixed for override in args.overrides):
-            raise ConfigError(f"{fixed} cannot be set with --seeds: {reason}")
+    refuse_settings(args.overrides, FIXED_BY_SEEDS)
+    start = args.run or Path("runs") / args.config.stem
     return {
         seed: plan_training(
-            args.config, (*args.overrides, f"seed={seed}"), RunFolder(Path("runs") / f"{args.config.stem}-seed{seed}")
+            args.config, (*args.overrides, f"seed={seed}"), RunFolder(start.with_name(f"{start.name}-seed{seed}"))
         )
         for seed in parse_seeds(args.seeds)
     }

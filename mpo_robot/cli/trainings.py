@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import FrameType
@@ -18,8 +18,10 @@ from typing import NamedTuple
 from mpo_robot.cli.settings import RunConfig, check_settings, load_run_config
 from mpo_robot.config import differences
 from mpo_robot.errors import ConfigError
+from mpo_robot.learners import require_fitting
 from mpo_robot.run_folder import RunFolder
 from mpo_robot.settings_check import idle_settings
+from mpo_robot.specs import PolicySpec
 from sim.config import EnvironmentConfig
 from sim.make import make_environment
 
@@ -90,6 +92,25 @@ def add_study_arguments(parser: argparse.ArgumentParser, directory: Path) -> Non
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of every training")
 
 
+FIXED_BY_SEEDS = {"seed": "--seeds sets it", "training.threads": "each run has one thread"}
+FIXED_BY_STUDY = FIXED_BY_SEEDS | {"training.total_steps": "--steps sets it"}
+
+
+def refuse_settings(settings: Iterable[str], fixed: Mapping[str, str]) -> None:
+    """Refuse settings that the command itself gives to its trainings: they would be lost without a word.
+
+    Args:
+        settings: `key=value`, or keys alone.
+        fixed: Keys, and why they cannot be set.
+
+    Raises:
+        ConfigError: one of them is among the settings.
+    """
+    for key in (setting.partition("=")[0].strip() for setting in settings):
+        if key in fixed:
+            raise ConfigError(f"{key} cannot be set here: {fixed[key]}")
+
+
 def check_study_arguments(args: argparse.Namespace) -> None:
     """Refuse numbers of jobs or steps below one.
 
@@ -140,25 +161,29 @@ def plan_training(config_file: Path, overrides: Sequence[str], folder: RunFolder
     settings = (*overrides, "training.threads=1")
     config = load_run_config(config_file, settings)
     training = Training(config_file, settings, config, folder)
-    actions = num_actions(config.environment.nominal())
+    spec = task_spec(config.environment.nominal())
+    require_fitting(spec, config.learner, config.training.environments)
     if training.may_go_on or training.is_finished:
         before = load_run_config(folder.config_file)
         changed = differences(before, config)
         # The same run, longer or shorter; or of an earlier version that took settings without an effect.
-        for key in ("training.total_steps", *idle_settings(before.training, before.learner, actions is not None)):
+        for key in (
+            "training.total_steps",
+            *idle_settings(before.training, before.learner, spec.num_actions is not None),
+        ):
             changed.pop(key, None)
         if changed:
             text = "; ".join(f"{key}: {before} there, {after} here" for key, (before, after) in changed.items())
             raise ConfigError(f"{folder.path} holds a run of other settings ({text}): move it, or use another folder")
     else:
-        check_settings(config, actions, refuse=True)
+        check_settings(config, spec.num_actions, refuse=True)
     return training
 
 
 @cache
-def num_actions(environment: EnvironmentConfig) -> int | None:
-    """Number of discrete actions of a task; None if they are continuous."""
-    return make_environment(environment).spec.num_actions
+def task_spec(environment: EnvironmentConfig) -> PolicySpec:
+    """What a policy of a task observes and commands."""
+    return make_environment(environment).spec
 
 
 def run_trainings(

@@ -30,6 +30,7 @@ CONTROL_DT, PHYSICS_DT, TIME_LIMIT_S = 0.025, 0.0025, 20.0
 TARGET_SPEED = 3.0  # m/s, for reward 1
 HEIGHTMAP = np.linspace(-0.4, 4.0, 23)  # m ahead of the torso
 _MIN_HEIGHT, _MIN_UPRIGHT = 0.7, 0.4  # below these the walker has fallen
+_MIN_CLEARANCE = 0.35  # m, of the torso's center above a block below it; lying on a wall it is high, and yet has fallen
 _HALF_WIDTH = 0.8  # m, of the course
 _THIGH, _SHIN, _FOOT, _TORSO = 0.45, 0.5, 0.2, 0.6  # m
 _START_HEIGHT = _TORSO / 2 + _THIGH + _SHIN + 0.05  # of the torso's center, standing straight
@@ -163,9 +164,11 @@ class ParkourTask(composer.Task):
         return min(1.0, max(0.0, float(physics.data.qvel[0]) / TARGET_SPEED))
 
     def should_terminate_episode(self, physics: Any) -> bool:
-        """The torso is too low or too far from upright."""
-        _, height, pitch = physics.data.qpos[:3]
-        return bool(height + _START_HEIGHT < _MIN_HEIGHT or np.cos(pitch) < _MIN_UPRIGHT)
+        """The torso is too low, on the ground or on a block, or too far from upright."""
+        position, height, pitch = physics.data.qpos[:3]
+        clearance = height + _START_HEIGHT - self._ground(physics, np.array([position]))[0]
+        too_low = height + _START_HEIGHT < _MIN_HEIGHT or clearance < _MIN_CLEARANCE
+        return bool(too_low or np.cos(pitch) < _MIN_UPRIGHT)
 
     def get_discount(self, physics: Any) -> float:
         """A fall is final."""

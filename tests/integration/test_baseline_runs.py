@@ -27,6 +27,7 @@ REPLAY = (
     "training.replay_capacity=100",
     "learner.batch_sequences=4",
     "learner.sequence_length=3",
+    "learner.learning_rate_decay_steps=null",  # auto would follow the shorter total of a part
 )
 PPO = ("learner.ppo.rollout_steps=30", "learner.ppo.batch_size=15", "learner.ppo.epochs=2")
 
@@ -55,6 +56,32 @@ def test_a_resumed_run_equals_an_uninterrupted_one(algorithm, tmp_path):
         whole = rows(tmp_path / "whole" / name)
         assert whole == rows(tmp_path / "parts" / name)
     assert float(rows(tmp_path / "whole" / "metrics.csv")[-1]["loss_critic"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (["training.normalize_observations=false"], "one has a normalizer, the other has none"),
+        (["learner.return_scale_bound=null"], "one has a return scale, the other has none"),
+        (["learner.policy.hidden_sizes=[9]"], "does not fit the settings"),
+        (["learner.algorithm=mpo"], "a run of ppo cannot become one of another algorithm"),
+    ],
+)
+def test_a_run_of_ppo_is_not_continued_as_something_else(changes, text, tmp_path, capsys):
+    pytest.importorskip("stable_baselines3")
+    run = tmp_path / "run"
+    assert train(run, "ppo", "training.total_steps=60") == 0
+    before = (run / "config.yaml").read_text()
+    assert main(["train", "--quiet", "--resume", str(run), "training.total_steps=120", *changes]) == 2
+    assert text in capsys.readouterr().err
+    assert (run / "config.yaml").read_text() == before
+    assert main(["train", "--quiet", "--resume", str(run), "training.total_steps=90"]) == 0
+
+
+def test_a_run_does_not_become_one_of_ppo(tmp_path, capsys):
+    assert train(tmp_path / "run", "epg", "training.total_steps=60") == 0
+    assert main(["train", "--quiet", "--resume", str(tmp_path / "run"), "learner.algorithm=ppo"]) == 2
+    assert "cannot become" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("algorithm", [*OFF_POLICY, "ppo"])

@@ -65,6 +65,15 @@ def test_two_tiny_trainings_end_in_a_table_and_are_not_repeated(tmp_path, capsys
         (["--tasks", TASK, "--steps", "15000"], "multiple of training.evaluation_period"),
         (["--tasks", TASK, "--jobs", "0"], "--jobs"),
         (["--tasks", TASK, "learner.discunt=1"], "learner.discount"),
+        (["--tasks", TASK, "learner.algorithm=epg"], "learner.algorithm cannot be set here: --algorithms sets it"),
+        (["--tasks", TASK, "environment.task=dm_control:walker-walk"], "--tasks sets it"),
+        (["--tasks", TASK, "seed=7"], "--seeds sets it"),
+        (["--tasks", TASK, "training.total_steps=9"], "--steps sets it"),
+        (["--tasks", TASK, "--algorithms", "mpo,ppo", "training.environments=2"], "ppo collects from one environment"),
+        (["--tasks", "gymnasium:CartPole-v1", "--algorithms", "mpo,sac"], "sac needs continuous actions"),
+        (["--tasks", "gymnasium:CartPole-v1", "--algorithms", "ppo"], "ppo needs continuous actions"),
+        (["--tasks", "gymnasium:CartPole-v1", "--algorithms", "mpo", "learner.categorical.torso=dqn"], "is no image"),
+        (["--tasks", "gymnasium:CartPole-v1", "--algorithms", "mpo", "learner.critic.head=hl_gauss"], "scalar critics"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_trained(arguments, text, tmp_path, capsys):

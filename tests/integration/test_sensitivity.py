@@ -74,6 +74,11 @@ def test_a_varied_setting_may_be_a_list(config, tmp_path):
         (["--steps", "50"], "multiple of training.evaluation_period"),
         (["--seeds", "a"], "--seeds"),
         (["--jobs", "0"], "--jobs"),
+        (["--vary", "seed=1,2"], "seed cannot be set here: --seeds sets it"),
+        (["--vary", "training.total_steps=160"], "--steps sets it"),
+        (["training.total_steps=160"], "--steps sets it"),
+        (["--vary", "learner.mpo.epsilon=0.2", "--vary", "learner.mpo.epsilon=0.3"], "names a setting twice"),
+        (["--vary", "training.evaluation_period=30"], "multiple of training.evaluation_period 30"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_trained(arguments, text, config, tmp_path, capsys):

@@ -106,6 +106,12 @@ def test_a_stop_reaches_every_seed_and_each_one_saves(config, tmp_path):
     assert not folders[2].path.exists()  # its turn never came
 
 
+def test_the_runs_may_be_elsewhere(config, tmp_path):
+    command = ["train", "--config", str(config), "--quiet", "--run", str(tmp_path / "there" / "v1.5"), "--seeds", "0"]
+    assert main(command) == 0
+    assert RunFolder(tmp_path / "there" / "v1.5-seed0").config_file.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -113,7 +119,7 @@ def test_a_stop_reaches_every_seed_and_each_one_saves(config, tmp_path):
         (["--seeds", "0,0"], "twice"),
         (["--seeds=-1,0"], "negative"),
         (["--seeds", "0,1", "--jobs", "0"], "--jobs"),
-        (["--seeds", "0,1", "--run", "there"], "without --run"),
+        (["--seeds", "0,1", "--resume", "there"], "without --resume"),
         (["--seeds", "0,1", "seed=3"], "seed cannot be set"),
         (["--seeds", "0,1", "training.threads=2"], "one thread"),
         (["--seeds", "0,1", "learner.discunt=1"], "learner.discount"),

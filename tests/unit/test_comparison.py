@@ -141,6 +141,7 @@ def test_tables_and_figure(tmp_path):
     assert "0.300 [n/a]" in text  # one seed has no interval
     assert "0.750 [n/a]" in text
     assert "two seeds at least" in text
+    assert f"left out on all tasks: b on {TASKS[1]}, seed 1." in text
     assert second["iqm_low"] == second["iqm_high"] == "nan"
 
 

@@ -59,7 +59,7 @@ OTHER_VALUES = {
     "learner__mpo__kl_form": {"learner__mpo__kl_form": "price"},
     "learner__policy__covariance": {"learner__policy__covariance": "full"},
     "learner__mpo__temperature_update": {"learner__mpo__temperature_update": "exact"},
-    "learner__learning_rate_decay_steps": {"learner__learning_rate_decay_steps": 20},
+    "learner__learning_rate_decay_steps": {"learner__learning_rate_decay_steps": 10},
     "learner__policy_average_updates": {"learner__policy_average_updates": 2},
     "learner__algorithm": {"learner__algorithm": "epg"},
     "learner__sac__target_entropy": {"learner__sac__target_entropy": -1.0},

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mpo_robot.checkpoint import load_checkpoint
+from mpo_robot.checkpoint import load_checkpoint, save_checkpoint
 from mpo_robot.continual import ContinualLearner, LearnConfig
 from mpo_robot.episode import Episode
 from mpo_robot.errors import ConfigError, EpisodeError
@@ -67,6 +67,20 @@ def test_learning_changes_the_policy_and_leaves_the_training_run_alone(tmp_path)
     assert "Not used" not in loaded.origin
     for mine, theirs in zip(loaded.policy.parameters(), learner.learner.averaged_policy.parameters()):
         assert torch.equal(mine, theirs)
+
+
+def test_what_is_published_is_averaged_since_the_logs_came(tmp_path):
+    folder = make_run(tmp_path / "run")
+    replay = SequenceReplay(TRAINING.replay_capacity, SPEC.observation_size, SPEC.action_size)
+    state, _ = load_checkpoint(folder.checkpoints, replay.load)
+    state["learner"]["learner_steps"] = 30_000  # a long training, whose average has a long memory
+    save_checkpoint(folder.checkpoints, state["environment_steps"] + 1, state, replay.save)
+    learner = learner_of(folder)
+    learner.ingest("a", [make_episode(40, 9)])
+    for _ in range(3):
+        learner.update()
+    flat = learner.learner.flat
+    assert torch.equal(flat["averaged_policy"], flat["policy"])  # a tenth of three updates
 
 
 def test_restored_learning_continues_exactly(tmp_path):

@@ -61,6 +61,19 @@ def test_it_is_restored_with_the_rest():
     assert torch.equal(learner.flat["averaged_policy"], again.flat["averaged_policy"])
 
 
+def test_started_anew_it_forgets_what_was_before():
+    learner, _ = trained(30, policy_average_updates=1000)
+    again = make_learner(policy_average_updates=1000)
+    learner.restart_average()
+    again.load_state_dict(copy.deepcopy(learner.state_dict()))
+    for item in (learner, again):
+        for _ in range(19):
+            item.update(make_batch(9))
+        assert torch.equal(item.flat["averaged_policy"], item.flat["policy"])  # a tenth of 19 is one
+        item.update(make_batch(9))
+        assert not torch.equal(item.flat["averaged_policy"], item.flat["policy"])
+
+
 @pytest.mark.parametrize("algorithm", ["mpo", *BASELINES])
 def test_it_is_what_evaluations_and_exports_take_while_the_online_policy_collects(algorithm):
     spec: PolicySpec = small_spec()

@@ -132,7 +132,7 @@ def test_no_default_is_refused(algorithm, num_actions):
         (None, {"algorithm": "sac", "compile": True}, "learner.compile", "unless learner.algorithm is mpo"),
         (None, {"algorithm": "sac", "mpo__temperature_update": "exact"}, "learner.mpo.temp", "algorithm is mpo"),
         (None, {"algorithm": "ppo", "returns": "td_zero"}, "learner.returns", "whose settings are learner.ppo"),
-        (None, {"return_horizon": 9}, "learner.return_horizon", "beyond learner.sequence_length"),
+        (None, {"return_horizon": 8}, "learner.return_horizon", "from learner.sequence_length on"),
         (None, {"ppo__epochs": 3}, "learner.ppo.epochs", "unless learner.algorithm is ppo"),
         (None, {"sequence_length": 1, "retrace_lambda": 0.5}, "learner.retrace_lambda", "after one step"),
         (None, {"critic__num_critics": 1, "critic__aggregate": "mean"}, "learner.critic.aggregate", "num_critics 1"),

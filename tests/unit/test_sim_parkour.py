@@ -11,6 +11,7 @@ import pytest
 
 from sim.config import EnvironmentConfig
 from sim.make import make_environment
+from sim.tasks.parkour import _START_HEIGHT
 from sim.tasks.terrain import BLOCK_HALF_HEIGHT, COURSES, draw_course, ground_height
 
 KINDS = tuple(COURSES)
@@ -120,6 +121,17 @@ def test_it_stands_on_blocks_and_falls_into_gaps():
         for _ in range(12):
             walls.step(np.zeros(6))
         low[name] = float(data.xpos[feet, 2].min())
+    walls.reset(seed=0)
+    data.qvel[:] = 0
+    falls = {}
+    for name, place in (("wall", (data.mocap_pos[wall, 0], top)), ("floor", (1.0, 0.0))):
+        for lying in (False, True):
+            data.qpos[:] = 0
+            data.qpos[:2] = place
+            if lying:  # 65 degrees forward, the torso's lower end on the ground
+                data.qpos[1:3] = place[1] + 0.2 - _START_HEIGHT, np.deg2rad(65.0)
+            falls[name, lying] = walls.backend._task.get_termination(walls.backend._physics) is not None
+    assert falls == {("wall", False): False, ("wall", True): True, ("floor", False): False, ("floor", True): True}
     assert low["wall"] == pytest.approx(top + 0.05, abs=0.03)
     assert low["floor"] == pytest.approx(0.05, abs=0.03)
     gaps = make("gaps")

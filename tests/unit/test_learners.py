@@ -1,0 +1,37 @@
+"""From a configuration to a learner: what `auto` stands for, and what is refused before anything is trained."""
+
+import pytest
+
+from mpo_robot.errors import ConfigError
+from mpo_robot.learners import make_learner, require_fitting
+from mpo_robot.mpo_config import LearnerConfig
+from mpo_robot.training_config import TrainingConfig
+from tests.support.learning import CONFIG, change
+from tests.support.onnx_files import small_spec
+
+
+def rates(planned_updates, *, steps, **changes):
+    config = change(CONFIG, learning_rate_end=0.2, learning_rate_end_critic=0.6, **changes)
+    learner = make_learner(small_spec(), config, 0, planned_updates)
+    learner.learner_steps = steps
+    return [learner._rate(name) / learner._rates[name] for name in ("policy", "critic")]
+
+
+def test_the_rates_fall_over_the_whole_training():
+    assert LearnerConfig().learning_rate_decay_steps == "auto"
+    assert TrainingConfig(total_steps=1000, updates_per_step=0.5).planned_updates == 500
+    assert TrainingConfig(total_steps=2, updates_per_step=0.1).planned_updates == 1
+    for steps, expected in ((0, [1.0, 1.0]), (250, [0.6, 0.8]), (500, [0.2, 0.6]), (900, [0.2, 0.6])):
+        assert rates(500, steps=steps, learning_rate_decay_steps="auto") == pytest.approx(expected)
+    assert rates(500, steps=250, learning_rate_decay_steps=1000) == pytest.approx([0.8, 0.9])
+    assert rates(500, steps=250, learning_rate_decay_steps=None) == [1.0, 1.0]
+
+
+def test_outside_a_training_the_rates_are_constant():
+    assert rates(None, steps=100, learning_rate_decay_steps="auto") == [1.0, 1.0]
+
+
+def test_ppo_without_its_package_is_refused_with_the_way_to_it(monkeypatch):
+    monkeypatch.setattr("mpo_robot.learners.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'mpo-robot\[train,baselines\]'"):
+        require_fitting(small_spec(), change(CONFIG, algorithm="ppo"), environments=1)
