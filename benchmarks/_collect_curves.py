@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,9 @@ def is_common(run: dict[str, Any]) -> bool:
     """Whether the learner of a run had the default settings, but for idle ones; compiling changes the speed only."""
     recorded = run["config"]["learner"]
     learner = build(LearnerConfig, OLDER | recorded | {"mpo": OLDER_MPO | recorded["mpo"]})
+    updates = int(run["config"]["training"]["total_steps"] * run["config"]["training"]["updates_per_step"])
+    if learner.learning_rate_decay_steps == updates:
+        learner = replace(learner, learning_rate_decay_steps="auto")
     idle = idle_settings(TrainingConfig(), learner, discrete=False)
     changed = differences({"learner": LearnerConfig()}, {"learner": learner})
     return set(changed) <= {*idle, "learner.compile"}
