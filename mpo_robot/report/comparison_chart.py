@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from mpo_robot.comparison import Estimate, interquartile_mean, stratified_bootstrap
 from mpo_robot.errors import ConfigError
+from mpo_robot.report.charts import draw_steps_axis
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -56,7 +57,8 @@ def _task_panel(axes: Any, index: int, task: str, curves: dict[str, Curves]) -> 
         returns = item.returns[:, :, index]
         axes.plot(item.steps, returns.mean(axis=1), color=f"C{number}", label=name)
         axes.fill_between(item.steps, returns.min(axis=1), returns.max(axis=1), color=f"C{number}", alpha=0.2, lw=0)
-    axes.set(title=task.partition(":")[2] or task, xlabel="environment steps", ylabel="return")
+    axes.set(title=task.partition(":")[2] or task, ylabel="return")
+    draw_steps_axis(axes)
 
 
 def _aggregate_panel(axes: Any, curves: dict[str, Curves]) -> None:
@@ -64,7 +66,8 @@ def _aggregate_panel(axes: Any, curves: dict[str, Curves]) -> None:
         band = np.array([stratified_bootstrap(interquartile_mean, scores) for scores in item.scores])
         axes.plot(item.steps, band[:, 0], color=f"C{number}", label=name)
         axes.fill_between(item.steps, band[:, 1], band[:, 2], color=f"C{number}", alpha=0.2, lw=0)
-    axes.set(title="all tasks, IQM and 95 % interval", xlabel="environment steps", ylabel="normalised score")
+    axes.set(title="all tasks, IQM and 95 % interval", ylabel="normalised score")
+    draw_steps_axis(axes)
 
 
 def _interval_panel(axes: Any, final: dict[str, Estimate]) -> None:
