@@ -27,7 +27,7 @@ REPLAY = (
     "training.replay_capacity=100",
     "learner.batch_sequences=4",
     "learner.sequence_length=3",
-    "learner.learning_rate_decay_steps=null",  # auto would follow the shorter total of a part
+    "learner.learning_rate_decay_steps=30",  # auto would follow the shorter total of a part
 )
 PPO = ("learner.ppo.rollout_steps=30", "learner.ppo.batch_size=15", "learner.ppo.epochs=2")
 

@@ -27,6 +27,7 @@ CART_POLE = {
     "learner": {
         "batch_sequences": 4,
         "sequence_length": 3,
+        "learning_rate_decay_steps": 30,  # auto would follow the shorter total of a part
         "policy": {"hidden_sizes": [16]},
         "critic": {"hidden_sizes": [16]},
     },
