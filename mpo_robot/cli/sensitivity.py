@@ -171,5 +171,6 @@ def write_study(directory: Path, plans: Sequence[Plan], base_values: Mapping[str
         for value, outcome in zip(item.values, item.outcomes):
             last, average = outcome.mean(axis=0)
             mark = "  (base)" if value == item.base else ""
-            lines.append(f"  {value!s:<10} {last:10.1f} ({average:.1f}), {len(outcome)} seeds{mark}")
+            seeds = "1 seed" if len(outcome) == 1 else f"{len(outcome)} seeds"
+            lines.append(f"  {value!s:<10} {last:10.1f} ({average:.1f}), {seeds}{mark}")
     return "\n".join([*lines, f"Written to {directory}: sensitivity.csv, sensitivity.png"])
