@@ -111,8 +111,7 @@ def is_common(run: dict[str, Any]) -> bool:
     """Whether the learner of a run had the default settings, but for idle ones; compiling changes the speed only."""
     recorded = run["config"]["learner"]
     learner = build(LearnerConfig, OLDER | recorded | {"mpo": OLDER_MPO | recorded["mpo"]})
-    updates = int(run["config"]["training"]["total_steps"] * run["config"]["training"]["updates_per_step"])
-    if learner.learning_rate_decay_steps == updates:
+    if learner.learning_rate_decay_steps == build(TrainingConfig, run["config"]["training"]).planned_updates:
         learner = replace(learner, learning_rate_decay_steps="auto")
     idle = idle_settings(TrainingConfig(), learner, discrete=False)
     changed = differences({"learner": LearnerConfig()}, {"learner": learner})

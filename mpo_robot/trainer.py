@@ -33,7 +33,7 @@ EVALUATION_SEED = 1_000_003  # far from training seeds; evaluations of all steps
 
 
 @contextlib.contextmanager
-def restoring(folder: RunFolder, state: Mapping[str, Any], trainer: Any) -> Iterator[None]:
+def restoring(trainer: Any, state: Mapping[str, Any]) -> Iterator[None]:
     """Around what restores a trainer from a checkpoint's `state`: whatever does not fit is an error of the settings.
 
     Raises:
@@ -46,7 +46,7 @@ def restoring(folder: RunFolder, state: Mapping[str, Any], trainer: Any) -> Iter
                 raise ValueError(f"one has a {name.replace('_', ' ')}, the other has none")
         yield
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise ConfigError(f"the checkpoint of {folder.path} does not fit the settings: {error}") from error
+        raise ConfigError(f"the checkpoint of {trainer.folder.path} does not fit the settings: {error}") from error
 
 
 class Trainer:
@@ -204,7 +204,7 @@ class Trainer:
             ConfigError: there is none, or it was made with settings that differ in more than values.
         """
         state, _ = load_checkpoint(self.folder.checkpoints, self.replay.load)
-        with restoring(self.folder, state, self):
+        with restoring(self, state):
             self.load_state_dict(state)
 
     def _policy_state(self) -> dict[str, Any]:

@@ -192,7 +192,7 @@ class PPOTrainer(BaseCallback):
             ConfigError: there is none, or it was made with settings that differ in more than values.
         """
         state, _ = load_checkpoint(self.folder.checkpoints)
-        with restoring(self.folder, state, self):
+        with restoring(self, state):
             self._load_state_dict(state)
 
     def _load_state_dict(self, state: dict[str, Any]) -> None:

@@ -109,5 +109,5 @@ def _plan(directory: Path, name: str, file: Path, task: str, seed: int, steps: i
     )
     own = [override for override in overrides if override.partition("=")[0].strip() not in idle]
     training = plan_training(file, (*own, *settings), folder)
-    check_last_evaluation(training, steps)
+    check_last_evaluation(training)
     return Plan(name, task, seed, training)

@@ -83,8 +83,7 @@ def make_plans(args: argparse.Namespace) -> tuple[list[Plan], dict[str, Any]]:
     variations = dict(parsed)
     if len(variations) < len(parsed):
         raise ConfigError("--vary names a setting twice: give all its values at once")
-    for settings in (args.overrides, variations):
-        refuse_settings(settings, FIXED_BY_STUDY)
+    refuse_settings((*args.overrides, *variations), FIXED_BY_STUDY)
     plans = [_plan(args.config, args.dir, common, BASE, None, seed) for seed in seeds]
     config = to_dict(plans[0].training.config)
     base_values: dict[str, Any] = {}
@@ -96,8 +95,6 @@ def make_plans(args: argparse.Namespace) -> tuple[list[Plan], dict[str, Any]]:
             if value != _lookup(config, setting)
         ]
         base_values[setting] = _lookup(config, setting)
-    for plan in plans:
-        check_last_evaluation(plan.training, args.steps)
     return plans, base_values
 
 
@@ -127,7 +124,9 @@ def _plan(config: Path, directory: Path, common: Sequence[str], setting: str, va
     name = BASE if setting == BASE else f"{setting}={value}".replace("/", "_")
     own = () if setting == BASE else (f"{setting}={value}",)
     folder = RunFolder(directory / name / f"seed{seed}")
-    return Plan(setting, value, seed, plan_training(config, (*common, *own, f"seed={seed}"), folder))
+    training = plan_training(config, (*common, *own, f"seed={seed}"), folder)
+    check_last_evaluation(training)
+    return Plan(setting, value, seed, training)
 
 
 def write_study(directory: Path, plans: Sequence[Plan], base_values: Mapping[str, Any], last_step: int) -> str:

@@ -26,6 +26,9 @@ from sim.config import EnvironmentConfig
 from sim.make import make_environment
 
 POLL_S = 0.2
+# Settings that a command gives to its trainings itself, and what does.
+FIXED_BY_SEEDS = {"seed": "--seeds sets it", "training.threads": "each run has one thread"}
+FIXED_BY_STUDY = FIXED_BY_SEEDS | {"training.total_steps": "--steps sets it"}
 
 
 class Training(NamedTuple):
@@ -92,10 +95,6 @@ def add_study_arguments(parser: argparse.ArgumentParser, directory: Path) -> Non
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of every training")
 
 
-FIXED_BY_SEEDS = {"seed": "--seeds sets it", "training.threads": "each run has one thread"}
-FIXED_BY_STUDY = FIXED_BY_SEEDS | {"training.total_steps": "--steps sets it"}
-
-
 def refuse_settings(settings: Iterable[str], fixed: Mapping[str, str]) -> None:
     """Refuse settings that the command itself gives to its trainings: they would be lost without a word.
 
@@ -121,13 +120,13 @@ def check_study_arguments(args: argparse.Namespace) -> None:
         raise ConfigError("--jobs and --steps must be at least 1")
 
 
-def check_last_evaluation(training: Training, steps: int) -> None:
-    """Refuse a number of steps after which the final policy would not be evaluated.
+def check_last_evaluation(training: Training) -> None:
+    """Refuse a number of steps (of `--steps`) after which the final policy would not be evaluated.
 
     Raises:
         ConfigError: it is no multiple of the evaluation period.
     """
-    period = training.config.training.evaluation_period
+    steps, period = training.config.training.total_steps, training.config.training.evaluation_period
     if steps % period:
         raise ConfigError(
             f"--steps {steps} must be a multiple of training.evaluation_period {period}, "

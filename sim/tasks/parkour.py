@@ -166,9 +166,9 @@ class ParkourTask(composer.Task):
     def should_terminate_episode(self, physics: Any) -> bool:
         """The torso is too low, on the ground or on a block, or too far from upright."""
         position, height, pitch = physics.data.qpos[:3]
-        clearance = height + _START_HEIGHT - self._ground(physics, np.array([position]))[0]
-        too_low = height + _START_HEIGHT < _MIN_HEIGHT or clearance < _MIN_CLEARANCE
-        return bool(too_low or np.cos(pitch) < _MIN_UPRIGHT)
+        torso = height + _START_HEIGHT
+        clearance = torso - self._ground(physics, np.array([position]))[0]
+        return bool(torso < _MIN_HEIGHT or clearance < _MIN_CLEARANCE or np.cos(pitch) < _MIN_UPRIGHT)
 
     def get_discount(self, physics: Any) -> float:
         """A fall is final."""
