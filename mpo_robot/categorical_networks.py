@@ -51,14 +51,20 @@ class Interface(NamedTuple):
         return Interface(spec.observation_size, spec.num_actions, (len(spec.observation), side) if is_image else None)
 
 
-def make_torso(interface: Interface, config: CategoricalConfig, hidden: tuple[int, ...], norm: bool) -> nn.Sequential:
+def make_torso(
+    interface: Interface,
+    config: CategoricalConfig,
+    hidden: tuple[int, ...],
+    norm: bool,
+    residual_expansion: int | None = None,
+) -> nn.Sequential:
     """Convolutions, if any, and hidden layers: [S, O] -> [S, hidden[-1]].
 
     Raises:
         ConfigError: convolutions are asked for and the observation is no image, or one too small.
     """
     if config.torso == "mlp":
-        return nn.Sequential(*hidden_layers(interface.observation_size, hidden, norm))
+        return nn.Sequential(*hidden_layers(interface.observation_size, hidden, norm, residual_expansion))
     if interface.image is None:
         raise ConfigError(
             f"learner.categorical.torso is {config.torso}, but this task's observation is no image: set it to mlp"
@@ -73,7 +79,7 @@ def make_torso(interface: Interface, config: CategoricalConfig, hidden: tuple[in
                 f"learner.categorical.torso is {config.torso}, for which this task's images are too small"
             )
     layers.append(nn.Flatten())
-    return nn.Sequential(*layers, *hidden_layers(channels * side * side, hidden, norm))
+    return nn.Sequential(*layers, *hidden_layers(channels * side * side, hidden, norm, residual_expansion))
 
 
 class CategoricalPolicy(nn.Module):
@@ -106,7 +112,7 @@ class CategoricalCritics(nn.Module):
         self.scale = 1.0 / config.observation_scale
         self.members = nn.ModuleList(
             nn.Sequential(
-                make_torso(interface, config, critic.hidden_sizes, critic.layer_norm),
+                make_torso(interface, config, critic.hidden_sizes, critic.layer_norm, critic.residual_expansion),
                 nn.Linear(critic.hidden_sizes[-1], interface.num_actions),
             )
             for _ in range(critic.num_critics)

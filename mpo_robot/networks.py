@@ -58,6 +58,8 @@ class CriticConfig:
     Attributes:
         hidden_sizes: Widths of the hidden layers.
         layer_norm: Normalise each hidden layer before its ReLU.
+        residual_expansion: None for plain layers. Else each hidden layer after the first is a residual block (SimBa,
+            arXiv 2410.09754), which widens its input by this factor, and a LayerNorm follows the last.
         num_critics: Size of the ensemble; 2 for twin critics.
         aggregate: How target values are combined: the minimum, or the mean.
         head: `scalar` regression, or classification over a fixed support: `hl_gauss` with a narrow histogram around
@@ -71,6 +73,7 @@ class CriticConfig:
 
     hidden_sizes: tuple[int, ...] = (256, 256)
     layer_norm: bool = True
+    residual_expansion: int | None = None
     num_critics: int = 2
     aggregate: str = "min"
     head: str = "scalar"
@@ -80,6 +83,8 @@ class CriticConfig:
     def __post_init__(self) -> None:
         if not self.hidden_sizes or min(self.hidden_sizes) < 1:
             raise ValueError(f"hidden_sizes must hold positive widths, got {self.hidden_sizes}")
+        if self.residual_expansion is not None:
+            self._check_residual(self.residual_expansion)
         if self.num_critics < 1:
             raise ValueError(f"num_critics must be at least 1, got {self.num_critics}")
         if self.aggregate not in ("min", "mean"):
@@ -88,6 +93,14 @@ class CriticConfig:
             raise ValueError(f"head must be scalar, hl_gauss or c51, got {self.head!r}")
         if self.num_atoms < 2 or not self.value_bound > 0:
             raise ValueError(f"need num_atoms >= 2 and value_bound > 0, got {self.num_atoms} and {self.value_bound}")
+
+    def _check_residual(self, expansion: int) -> None:
+        if expansion < 1:
+            raise ValueError(f"residual_expansion must be at least 1, or null for plain layers; got {expansion}")
+        if len(self.hidden_sizes) < 2 or len(set(self.hidden_sizes)) > 1:
+            raise ValueError(f"residual blocks need two hidden_sizes or more, all equal; got {self.hidden_sizes}")
+        if not self.layer_norm:
+            raise ValueError("residual blocks normalise: set layer_norm to true, or residual_expansion to null")
 
     @property
     def largest_value(self) -> float:
@@ -100,15 +113,44 @@ class CriticConfig:
         return 1 if self.head == "scalar" else self.num_atoms
 
 
-def hidden_layers(in_size: int, sizes: tuple[int, ...], layer_norm: bool) -> list[nn.Module]:
-    """Linear, LayerNorm if wanted, and ReLU for each width."""
-    layers: list[nn.Module] = []
-    for size in sizes:
-        layers.append(nn.Linear(in_size, size))
-        if layer_norm:
-            layers.append(nn.LayerNorm(size))
-        layers.append(nn.ReLU(inplace=True))  # no layer before it needs its output for the gradient
-        in_size = size
+class ResidualBlock(nn.Module):
+    """x + W2 ReLU(W1 LayerNorm(x)), [..., H] to [..., H]; W1 widens by `expansion`, W2 narrows back.
+
+    Source: Lee et al. 2024, SimBa, arXiv 2410.09754, section 4.
+    """
+
+    def __init__(self, width: int, expansion: int) -> None:
+        super().__init__()
+        wide = expansion * width
+        self.branch = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, wide), nn.ReLU(inplace=True), nn.Linear(wide, width)
+        )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Hidden units plus what the branch makes of them."""
+        return hidden + self.branch(hidden)
+
+
+def hidden_layers(
+    in_size: int, sizes: tuple[int, ...], layer_norm: bool, residual_expansion: int | None = None
+) -> list[nn.Module]:
+    """A linear layer to the first width, and `layers_after_first`."""
+    return [nn.Linear(in_size, sizes[0]), *layers_after_first(sizes, layer_norm, residual_expansion)]
+
+
+def layers_after_first(sizes: tuple[int, ...], layer_norm: bool, residual_expansion: int | None) -> list[nn.Module]:
+    """What follows the linear layer to the first width.
+
+    LayerNorm if wanted and ReLU, then Linear, LayerNorm and ReLU for each further width; or a residual block for each
+    and a LayerNorm (`CriticConfig.residual_expansion`).
+    """
+    first, *rest = sizes
+    if residual_expansion is not None:
+        return [*(ResidualBlock(first, residual_expansion) for _ in rest), nn.LayerNorm(first)]
+    layers: list[nn.Module] = [nn.LayerNorm(first)] if layer_norm else []
+    layers.append(nn.ReLU(inplace=True))  # no layer before it needs its output for the gradient
+    if rest:
+        layers += hidden_layers(first, tuple(rest), layer_norm)
     return layers
 
 
@@ -157,15 +199,14 @@ class Critic(nn.Module):
 
     def __init__(self, observation_size: int, action_size: int, config: CriticConfig) -> None:
         super().__init__()
-        first, *rest = config.hidden_sizes
+        first = config.hidden_sizes[0]
         self.observation_in = nn.Linear(observation_size, first)
         self.action_in = nn.Linear(action_size, first, bias=False)
         with torch.no_grad():  # as one layer over [O + A] inputs would be initialised
             bound = 1.0 / math.sqrt(observation_size + action_size)
             for parameter in (self.observation_in.weight, self.observation_in.bias, self.action_in.weight):
                 parameter.uniform_(-bound, bound)
-        tail: list[nn.Module] = [nn.LayerNorm(first)] if config.layer_norm else []
-        tail += [nn.ReLU(inplace=True), *hidden_layers(first, tuple(rest), config.layer_norm)]
+        tail = layers_after_first(config.hidden_sizes, config.layer_norm, config.residual_expansion)
         self.tail = nn.Sequential(*tail, nn.Linear(config.hidden_sizes[-1], config.outputs))
         self.atoms: Tensor | None = None
         if config.head != "scalar":

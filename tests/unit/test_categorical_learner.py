@@ -11,6 +11,7 @@ from mpo_robot.actor_critic import TensorBatch
 from mpo_robot.categorical_learner import CategoricalLearner, CategoricalMetrics
 from mpo_robot.errors import ConfigError
 from mpo_robot.learners import make_learner
+from mpo_robot.networks import ResidualBlock
 from mpo_robot.specs import PolicySpec, TermSpec
 from tests.support import point_environment
 from tests.support.discrete_point import DISCRETE_CONFIG, SPEC, make_discrete_batch, make_discrete_learner
@@ -42,6 +43,13 @@ def test_targets_are_retrace_with_exact_expectations():
             if batch.is_transition[b, t]:
                 assert targets.returns[b, t].item() == pytest.approx(following, abs=1e-5)
     assert 0.0 < targets.coefficients.mean() < 0.95
+
+
+def test_its_critics_take_residual_blocks():
+    config = change(DISCRETE_CONFIG, critic__hidden_sizes=(8, 8), critic__residual_expansion=2)
+    learner = make_learner(SPEC, config, seed=0)
+    assert sum(isinstance(module, ResidualBlock) for module in learner.target_critic.modules()) == 2
+    assert np.isfinite(learner.update(make_discrete_batch(), want_metrics=True).loss_critic)
 
 
 def test_equal_values_leave_a_policy_that_is_not_uniform_where_it_is():

@@ -51,6 +51,7 @@ OTHER_VALUES = {
     "learner__critic__aggregate": {"learner__critic__aggregate": "mean"},
     "training__checkpoint_minutes": {"training__checkpoint_minutes": 1e-9},
     "training__noise_color": {"training__noise_color": 1.0},
+    "learner__critic__residual_expansion": {"learner__critic__residual_expansion": 2},
     "learner__critic__head": {"learner__critic__head": "hl_gauss"},
     "learner__critic__value_bound": {"learner__critic__value_bound": 8.0},  # not below return_scale_bound
     "learner__mpo__variational": {"learner__mpo__variational": "parametric"},
@@ -85,6 +86,7 @@ NEEDS = {
     "learner__mpo__kl_form": {"learner__mpo__epsilon_stddev": MPOConfig().epsilon_stddev},
     "learner__policy_average_updates": {"training__updates_per_step": 1.0},  # enough for an average of two
     "learner__critic__num_atoms": {"learner__critic__head": "hl_gauss"},
+    "learner__critic__residual_expansion": {"learner__critic__hidden_sizes": (8, 8)},
     "learner__learning_rate_end": {"learner__learning_rate_decay_steps": 20},
     "learner__learning_rate_end_critic": {"learner__learning_rate_decay_steps": 20},
     "learner__mpo__parametric_estimator": {"learner__mpo__variational": "parametric", **NO_ESTEP},

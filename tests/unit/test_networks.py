@@ -21,7 +21,7 @@ O, A, S, N = 4, 2, 6, 7  # noqa: E741
 
 def critics(**options):
     torch.manual_seed(0)
-    return CriticEnsemble(O, A, CriticConfig(hidden_sizes=(16, 8), **options))
+    return CriticEnsemble(O, A, CriticConfig(**{"hidden_sizes": (16, 8), **options}))
 
 
 def policy(**options):
@@ -60,6 +60,41 @@ def test_a_critic_is_an_ordinary_network_over_state_and_action(layer_norm):
     assert (torch.nn.LayerNorm in kinds) == layer_norm
 
 
+def test_a_residual_critic_adds_what_each_block_makes_of_the_normalised_hidden_units():
+    # By hand, in the form of the paper: x <- x + W2 ReLU(W1 LayerNorm(x)), then LayerNorm and the head.
+    torch.manual_seed(0)
+    critic = Critic(O, A, CriticConfig(hidden_sizes=(8, 8, 8), residual_expansion=3)).double()
+    observation, action = torch.randn(S, O).double(), torch.randn(S, A).double()
+
+    def normalize(units):
+        centred = units - units.mean(-1, keepdim=True)
+        return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+
+    hidden = critic.observation_in(observation) + action @ critic.action_in.weight.T
+    *blocks, _, head = critic.tail
+    assert len(blocks) == 2
+    for block in blocks:
+        _, widen, _, narrow = block.branch
+        assert widen.weight.shape == (24, 8)
+        hidden = hidden + (normalize(hidden) @ widen.weight.T + widen.bias).clamp(min=0) @ narrow.weight.T + narrow.bias
+    expected = normalize(hidden) @ head.weight[0] + head.bias
+    torch.testing.assert_close(critic(observation, action), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"hidden_sizes": (16,)}, "two hidden_sizes or more, all equal; got \\(16,\\)"),
+        ({"hidden_sizes": (16, 8)}, "all equal; got \\(16, 8\\)"),
+        ({"layer_norm": False}, "residual blocks normalise"),
+        ({"residual_expansion": 0}, "at least 1, or null for plain layers; got 0"),
+    ],
+)
+def test_residual_blocks_that_cannot_be_are_refused(options, text):
+    with pytest.raises(ValueError, match=text):
+        CriticConfig(**{"hidden_sizes": (16, 16), "residual_expansion": 2, **options})
+
+
 def test_the_split_first_layer_starts_like_a_joint_one():
     critic = Critic(O, A, CriticConfig(hidden_sizes=(4000,)))
     bound = 1.0 / math.sqrt(O + A)  # torch's default for O + A inputs
@@ -69,9 +104,10 @@ def test_the_split_first_layer_starts_like_a_joint_one():
 
 
 @pytest.mark.parametrize("chunk_rows", [1, 2 * S, 5 * S, 10_000])
-def test_many_actions_equal_one_at_a_time_whatever_the_chunks(chunk_rows, monkeypatch):
+@pytest.mark.parametrize("kind", [{}, {"hidden_sizes": (8, 8), "residual_expansion": 2}])
+def test_many_actions_equal_one_at_a_time_whatever_the_chunks(chunk_rows, kind, monkeypatch):
     monkeypatch.setattr(networks, "CHUNK_ROWS", chunk_rows)
-    ensemble = critics(aggregate="min")
+    ensemble = critics(aggregate="min", **kind)
     observation, actions = torch.randn(S, O), torch.randn(N, S, A)
     with torch.no_grad():
         each = torch.stack([ensemble(observation, actions[n]).amin(dim=0) for n in range(N)])
@@ -113,9 +149,10 @@ def test_the_inputs_are_left_alone():
     assert torch.equal(actions, before[1])
 
 
-def test_gradients_through_the_in_place_layers_are_right():
+@pytest.mark.parametrize("kind", [{"hidden_sizes": (6, 5)}, {"hidden_sizes": (5, 5), "residual_expansion": 2}])
+def test_gradients_through_the_in_place_layers_are_right(kind):
     torch.manual_seed(0)
-    critic = Critic(O, A, CriticConfig(hidden_sizes=(6, 5))).double()
+    critic = Critic(O, A, CriticConfig(**kind)).double()
     observation, action = torch.randn(3, O).double(), torch.randn(3, A).double()
     parameters = list(critic.parameters())
 
