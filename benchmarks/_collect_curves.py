@@ -1,8 +1,8 @@
 """Collect the learning curves of finished (or stopped) runs: `python benchmarks/_collect_curves.py RUN...`.
 
 Writes one CSV per run to benchmarks/results/curves/, a summary with commands and versions to
-benchmarks/results/learning_curves.json, a plot, and prints the tables of the README. A run takes the place of an
-earlier one of the same task and seed; all others stay.
+benchmarks/results/learning_curves.json, a plot, and prints the tables of the README. Runs of discrete tasks have a
+summary and a table of their own. A run takes the place of an earlier one of the same task and seed; all others stay.
 """
 
 from __future__ import annotations
@@ -37,9 +37,17 @@ BARS = {  # return to reach, and the environment steps allowed
     "gymnasium:CartPole-v1": (500, 30_000),
     "gymnasium:Acrobot-v1": (-100, 60_000),
 }
+DISCRETE = ("gymnasium:CartPole-v1", "gymnasium:Acrobot-v1")
 # What a run did whose record is older than the setting. All others began as their default.
-OLDER = {"learning_rate_decay_steps": None, "learning_rate_end_critic": 0.1, "policy_average_updates": None}
+OLDER = {
+    "learning_rate_decay_steps": None,
+    "learning_rate_end_critic": 0.1,
+    "policy_average_updates": None,
+    "policy_update_period": 1,
+}
 OLDER_MPO = {"center_weights": False}
+OLDER_TRAINING = {"noise_color": 0.0, "noise_scale_min": 1.0}
+TRAINING_SETTINGS = (*OLDER_TRAINING, "environments", "normalize_observations", "updates_per_step", "warmup_steps")
 SAMPLE_STEPS = 200_000
 SAMPLE_BARS = {  # mean over three seeds after SAMPLE_STEPS environment steps
     "dm_control:walker-walk": 950,
@@ -108,10 +116,13 @@ def plot(runs: list[dict[str, Any]]) -> None:
 
 
 def is_common(run: dict[str, Any]) -> bool:
-    """Whether the learner of a run had the default settings, but for idle ones; compiling changes the speed only."""
+    """Whether a run had the default settings, but for idle ones; compiling changes the speed only."""
     recorded = run["config"]["learner"]
     learner = build(LearnerConfig, OLDER | recorded | {"mpo": OLDER_MPO | recorded["mpo"]})
-    if learner.learning_rate_decay_steps == build(TrainingConfig, run["config"]["training"]).planned_updates:
+    training = build(TrainingConfig, OLDER_TRAINING | run["config"]["training"])
+    if any(getattr(training, name) != getattr(TrainingConfig(), name) for name in TRAINING_SETTINGS):
+        return False
+    if learner.learning_rate_decay_steps == training.planned_updates:
         learner = replace(learner, learning_rate_decay_steps="auto")
     idle = idle_settings(TrainingConfig(), learner, discrete=False)
     changed = differences({"learner": LearnerConfig()}, {"learner": learner})
@@ -133,12 +144,27 @@ def main() -> None:
     """Collect all runs given on the command line."""
     if len(sys.argv) < 2:
         sys.exit("usage: python benchmarks/_collect_curves.py RUN...")
-    summary = RESULTS / "learning_curves.json"
-    by_name = {(run["task"], run["seed"]): run for run in json.loads(summary.read_text())}
-    by_name |= {(run["task"], run["seed"]): run for run in map(collect, map(Path, sys.argv[1:]))}
-    runs = [by_name[name] for name in sorted(by_name)]
+    collected = [collect(Path(argument)) for argument in sys.argv[1:]]
+    if discrete := [run for run in collected if run["task"] in DISCRETE]:
+        print_bars(merge("learning_curves_discrete.json", discrete))
+    if continuous := [run for run in collected if run["task"] not in DISCRETE]:
+        runs = merge("learning_curves.json", continuous)
+        plot(runs)
+        print_bars(runs)
+        print_sample_table(runs)
+
+
+def merge(name: str, new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Runs of a summary and the new ones, which it has afterwards too."""
+    summary = RESULTS / name
+    by_name = {(run["task"], run["seed"]): run for run in (*json.loads(summary.read_text()), *new)}
+    runs = [by_name[key] for key in sorted(by_name)]
     summary.write_text(json.dumps(runs, indent=1) + "\n")
-    plot(runs)
+    return runs
+
+
+def print_bars(runs: list[dict[str, Any]]) -> None:
+    """One row per run: whether and when its bar was reached."""
     print("| task | seed | bar | reached at step | last evaluation | best |\n|---|---|---|---|---|---|")
     for run in runs:
         first = "not reached" if run["first_step_at_bar"] is None else f"{run['first_step_at_bar']:,}"
@@ -147,7 +173,6 @@ def main() -> None:
             f"| {task} | {run['seed']} | {run['bar']:,} by {run['bar_steps'] // 1000}k | {first} "
             f"| {run['last_return']:,.0f} at {run['last_step'] // 1000}k | {run['best_return']:,.0f} |"
         )
-    print_sample_table(runs)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ GRADIENT_TOLERANCE = 1e-5
 
 def cases() -> dict[str, LearnerConfig]:
     """The settings that are measured, by name; the bar is for the first two."""
-    default = LearnerConfig()
+    default = LearnerConfig(policy_update_period=1)  # every update is a whole one
     hidden = (256, 256)
     plain = dataclasses.replace(
         default,

@@ -45,6 +45,7 @@ CONFIG = LearnerConfig(
     target_update_rate=0.1,
     return_scale_bound=5.0,
     policy_average_updates=None,
+    policy_update_period=1,
     learning_rate_end_critic=0.1,
 )
 

@@ -50,7 +50,7 @@ SECTIONS = {
 OTHER_VALUES = {
     "learner__critic__aggregate": {"learner__critic__aggregate": "mean"},
     "training__checkpoint_minutes": {"training__checkpoint_minutes": 1e-9},
-    "training__noise_color": {"training__noise_color": 1.0},
+    "training__noise_color": {"training__noise_color": 0.0},
     "learner__critic__residual_expansion": {"learner__critic__residual_expansion": 2},
     "learner__critic__head": {"learner__critic__head": "hl_gauss"},
     "learner__critic__value_bound": {"learner__critic__value_bound": 8.0},  # not below return_scale_bound
