@@ -94,7 +94,7 @@ def collect(path: Path) -> dict[str, Any]:
 
 
 def plot(runs: list[dict[str, Any]]) -> None:
-    """One panel per task, one line per seed, the bar dashed."""
+    """One panel per task, one line per seed (dotted with other settings than the defaults), the bar dashed."""
     tasks = sorted({run["task"] for run in runs})
     columns = min(len(tasks), 3)
     rows = -(-len(tasks) // columns)
@@ -106,11 +106,13 @@ def plot(runs: list[dict[str, Any]]) -> None:
             with (RESULTS / run["curve"]).open() as stream:
                 evaluations = list(csv.DictReader(stream))
             steps = [int(row["environment_steps"]) / 1000 for row in evaluations]
-            axis.plot(steps, [float(row["return_mean"]) for row in evaluations], label=f"seed {run['seed']}")
+            style, note = ("-", "") if is_common(run) else (":", ", earlier settings")
+            label = f"seed {run['seed']}{note}"
+            axis.plot(steps, [float(row["return_mean"]) for row in evaluations], style, label=label)
         if BARS.get(task):
             axis.axhline(BARS[task][0], color="gray", linestyle="--", linewidth=1, label="bar")
         axis.set(title=task.partition(":")[2], xlabel="environment steps (thousands)", ylabel="return, mean action")
-        axis.legend()
+        axis.legend(fontsize="small")
     figure.tight_layout()
     figure.savefig(RESULTS / "learning_curves.png", dpi=110)
 
