@@ -47,7 +47,10 @@ OLDER = {
 }
 OLDER_MPO = {"center_weights": False}
 OLDER_TRAINING = {"noise_color": 0.0, "noise_scale_min": 1.0}
-TRAINING_SETTINGS = (*OLDER_TRAINING, "environments", "normalize_observations", "updates_per_step", "warmup_steps")
+TRAINING_SETTINGS = {  # of the training, those that decide what is learnt
+    f"training.{name}"
+    for name in (*OLDER_TRAINING, "environments", "normalize_observations", "updates_per_step", "warmup_steps")
+}
 SAMPLE_STEPS = 200_000
 SAMPLE_BARS = {  # mean over three seeds after SAMPLE_STEPS environment steps
     "dm_control:walker-walk": 950,
@@ -122,13 +125,13 @@ def is_common(run: dict[str, Any]) -> bool:
     recorded = run["config"]["learner"]
     learner = build(LearnerConfig, OLDER | recorded | {"mpo": OLDER_MPO | recorded["mpo"]})
     training = build(TrainingConfig, OLDER_TRAINING | run["config"]["training"])
-    if any(getattr(training, name) != getattr(TrainingConfig(), name) for name in TRAINING_SETTINGS):
-        return False
     if learner.learning_rate_decay_steps == training.planned_updates:
         learner = replace(learner, learning_rate_decay_steps="auto")
     idle = idle_settings(TrainingConfig(), learner, discrete=False)
-    changed = differences({"learner": LearnerConfig()}, {"learner": learner})
-    return set(changed) <= {*idle, "learner.compile"}
+    defaults = {"learner": LearnerConfig(), "training": TrainingConfig()}
+    changed = differences(defaults, {"learner": learner, "training": training})
+    learnt_with = {name for name in changed if name.startswith("learner.") or name in TRAINING_SETTINGS}
+    return learnt_with <= {*idle, "learner.compile"}
 
 
 def print_sample_table(runs: list[dict[str, Any]]) -> None:
