@@ -21,14 +21,22 @@ def configure_compute(threads: int) -> str:
     stay true fp32 on this processor (with AMX, for example, they would be rounded to bfloat16).
     """
     torch.set_num_threads(threads)
-    if platform.system() == "Linux" and platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+    set_heap_thresholds(mmap_bytes=1 << 30, trim_bytes=(1 << 31) - 1)
     torch.set_float32_matmul_precision("medium")
     if not matmul_is_exact():
         torch.set_float32_matmul_precision("highest")
     return torch.get_float32_matmul_precision()
+
+
+def set_heap_thresholds(mmap_bytes: int, trim_bytes: int) -> None:
+    """Blocks up to `mmap_bytes` come from the heap, which gives back what is free above `trim_bytes`; glibc only.
+
+    See mallopt(3). glibc no longer moves the two by itself afterwards.
+    """
+    if platform.system() == "Linux" and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_M_MMAP_THRESHOLD, mmap_bytes)
+        libc.mallopt(_M_TRIM_THRESHOLD, trim_bytes)
 
 
 def matmul_is_exact(size: int = 256, tolerance: float = 1e-6) -> bool:

@@ -1,5 +1,9 @@
 """Process-wide settings of torch, and the self-test that guards the faster matrix product."""
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -43,3 +47,32 @@ def test_another_system_than_linux_is_no_obstacle(monkeypatch):
     monkeypatch.setattr("platform.system", lambda: "Darwin")
     monkeypatch.setattr("ctypes.CDLL", lambda name: pytest.fail("no glibc here"))
     configure_compute(1)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the thresholds are glibc's")
+def test_blocks_beyond_the_threshold_are_mapped_and_smaller_ones_are_not():
+    # In a process of its own: glibc's thresholds cannot be read back, only seen in what it asks the kernel for.
+    program = """
+import ctypes
+from mpo_robot.compute import set_heap_thresholds
+
+class Counts(ctypes.Structure):
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+
+libc = ctypes.CDLL("libc.so.6")
+libc.mallinfo2.restype = Counts
+libc.malloc.restype = ctypes.c_void_p
+
+def mapped(size):
+    before = libc.mallinfo2().hblks
+    libc.malloc(ctypes.c_size_t(size))
+    return libc.mallinfo2().hblks - before
+
+set_heap_thresholds(mmap_bytes=1 << 20, trim_bytes=2 << 20)
+print(mapped(2 << 20), mapped(1 << 19))
+set_heap_thresholds(mmap_bytes=4 << 20, trim_bytes=8 << 20)
+print(mapped(2 << 20))
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["1", "0", "0"]
