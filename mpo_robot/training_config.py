@@ -37,7 +37,7 @@ class TrainingConfig:
     updates_per_step: float = 1.0
     environments: int = 1
     environment_threads: int = 1
-    noise_color: float = 1.0
+    noise_color: float = 0.5
     noise_scale_min: float = 1.0
     replay_capacity: int = 1_000_000
     replay_bytes: bool = False
