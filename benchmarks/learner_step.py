@@ -168,15 +168,19 @@ def measure(config: LearnerConfig, rounds: int) -> dict[str, Any]:
 
 def print_table(results: dict[str, dict[str, Any]]) -> None:
     """For people."""
-    columns = ("floor ms", "eager ms", "compiled ms", "naive ms", "default ms")
-    columns += ("eager/floor", "compiled/floor", "naive/compiled", "default/compiled")
+    ratios = {
+        "eager/floor": "learner_over_floor",
+        "compiled/floor": "compiled_over_floor",
+        "naive/compiled": "naive_over_compiled",
+        "default/compiled": "naive_with_default_settings_over_compiled",
+    }
+    columns = ("floor ms", "eager ms", "compiled ms", "naive ms", "default ms", *ratios)
     head = f"{'':40}" + "".join(f"{name:>18}" for name in columns)
     print(head)
     for name, row in results.items():
         median = row["median_ms"]
         values = [median[key] for key in (row["floor"], "learner", "compiled", "naive", DEFAULTS)]
-        values += [row["learner_over_floor"], row["compiled_over_floor"], row["naive_over_compiled"]]
-        values += [row["naive_with_default_settings_over_compiled"]]
+        values += [row[key] for key in ratios.values()]
         print(f"{name:40}" + "".join(f"{value:18.2f}" for value in values))
     for name, row in results.items():
         rate = row["gigaflop"] / row["median_ms"][row["floor"]] * 1e3
