@@ -18,6 +18,7 @@ import matplotlib
 
 from mpo_robot.config import build, differences, read_yaml
 from mpo_robot.mpo_config import LearnerConfig
+from mpo_robot.older_runs import completed
 from mpo_robot.run_folder import RunFolder
 from mpo_robot.settings_check import idle_settings
 from mpo_robot.training_config import TrainingConfig
@@ -38,18 +39,16 @@ BARS = {  # return to reach, and the environment steps allowed
     "gymnasium:Acrobot-v1": (-100, 60_000),
 }
 DISCRETE = ("gymnasium:CartPole-v1", "gymnasium:Acrobot-v1")
-# What a run did whose record is older than the setting. All others began as their default.
-OLDER = {
-    "learning_rate_decay_steps": None,
-    "learning_rate_end_critic": 0.1,
-    "policy_average_updates": None,
-    "policy_update_period": 1,
-}
-OLDER_MPO = {"center_weights": False}
-OLDER_TRAINING = {"noise_color": 0.0, "noise_scale_min": 1.0}
 TRAINING_SETTINGS = {  # of the training, those that decide what is learnt
     f"training.{name}"
-    for name in (*OLDER_TRAINING, "environments", "normalize_observations", "updates_per_step", "warmup_steps")
+    for name in (
+        "environments",
+        "noise_color",
+        "noise_scale_min",
+        "normalize_observations",
+        "updates_per_step",
+        "warmup_steps",
+    )
 }
 SAMPLE_STEPS = 200_000
 SAMPLE_BARS = {  # mean over three seeds after SAMPLE_STEPS environment steps
@@ -122,9 +121,8 @@ def plot(runs: list[dict[str, Any]]) -> None:
 
 def is_common(run: dict[str, Any]) -> bool:
     """Whether a run had the default settings, but for idle ones; compiling changes the speed only."""
-    recorded = run["config"]["learner"]
-    learner = build(LearnerConfig, OLDER | recorded | {"mpo": OLDER_MPO | recorded["mpo"]})
-    training = build(TrainingConfig, OLDER_TRAINING | run["config"]["training"])
+    recorded = completed(run["config"])
+    learner, training = build(LearnerConfig, recorded["learner"]), build(TrainingConfig, recorded["training"])
     if learner.learning_rate_decay_steps == training.planned_updates:
         learner = replace(learner, learning_rate_decay_steps="auto")
     idle = idle_settings(TrainingConfig(), learner, discrete=False)

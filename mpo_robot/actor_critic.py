@@ -282,3 +282,4 @@ class ActorCritic(abc.ABC):
         self.generator.set_state(state["generator"])
         self.learner_steps = int(state["learner_steps"])
         self._average_start = int(state.get("average_start", 0))
+        self.project()  # the state may come from other settings

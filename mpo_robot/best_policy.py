@@ -24,14 +24,21 @@ class BestPolicy:
     The file says itself how good its policy was, so that a resumed training goes on from it. That return is a maximum
     over evaluations of few episodes, all with the same start states: too high an estimate. For an honest one evaluate
     the policy again, with other seeds.
+
+    Args:
+        path: The file.
+        environment_steps: Of the training so far. A better policy from later, which a crash or another setting has
+            made one that never was, is replaced by the next evaluation's.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, environment_steps: int) -> None:
         self.path = path
         self.return_mean = -float("inf")
         if path.exists():
             try:
-                self.return_mean = float(load_best_policy(path)["return_mean"])
+                kept = load_best_policy(path)
+                if int(kept["environment_steps"]) <= environment_steps:
+                    self.return_mean = float(kept["return_mean"])
             except ConfigError as error:
                 _log.warning("%s; the next evaluation replaces it", error)
 

@@ -15,13 +15,14 @@ from mpo_robot.actor_critic import ActorCritic, TensorBatch
 from mpo_robot.categorical_acting import CategoricalActor
 from mpo_robot.categorical_config import CategoricalConfig
 from mpo_robot.categorical_networks import CategoricalCritics, CategoricalPolicy, Interface
-from mpo_robot.duals import MIN_RAW_ALPHA, MIN_RAW_TEMPERATURE, inverse_softplus, positive, raw_of
+from mpo_robot.duals import MIN_RAW_ALPHA, MIN_RAW_TEMPERATURE, positive, raw_of
 from mpo_robot.losses import categorical_policy as losses
 from mpo_robot.losses.categorical_policy import CategoricalEStep
 from mpo_robot.losses.constraint import bound, price
 from mpo_robot.losses.mstep import SingleMStep
 from mpo_robot.losses.parametric import categorical_parametric_step
 from mpo_robot.mpo_config import LearnerConfig
+from mpo_robot.networks import inverse_softplus
 from mpo_robot.replay import SequenceBatch
 from mpo_robot.return_estimator import critic_targets
 from mpo_robot.specs import PolicySpec
@@ -109,7 +110,7 @@ class CategoricalLearner(ActorCritic):
         self.target_critic = cast(CategoricalCritics, self._target_modules["critic"])
 
     def make_actor(self, policy: CategoricalPolicy) -> CategoricalActor:
-        """The online policy, acting."""
+        """The policy, acting."""
         return CategoricalActor(policy)
 
     def project(self) -> None:
@@ -158,13 +159,13 @@ class CategoricalLearner(ActorCritic):
 
     def _temperature(self, targets: CategoricalTargets, state_weights: Tensor) -> Tensor:
         """Temperature of the E-step, [1]; only a learned one takes part in the dual loss."""
-        update = self.config.mpo.temperature_update
-        if update == "exact":
-            epsilon = self.config.categorical.epsilon
-            self.duals.set_temperature_(
-                losses.categorical_exact_temperature(targets.q_values, targets.logits, epsilon, state_weights)
-            )
-        return self.duals.temperature if update == "learned" else self.duals.temperature.detach()
+        update, epsilon = self.config.mpo.temperature_update, self.config.categorical.epsilon
+        if update != "exact":
+            return self.duals.temperature if update == "learned" else self.duals.temperature.detach()
+        exact = losses.categorical_exact_temperature(targets.q_values, targets.logits, epsilon, state_weights)
+        if self.improves_policy:  # for metrics, and for whoever learns it from here on
+            self.duals.set_temperature_(exact)
+        return exact
 
     def _mstep(self, online: Tensor, target: Tensor, weights: Tensor, state_weights: Tensor) -> SingleMStep:
         """The M-step with a bound on its KL, or with a price that stays as it is."""

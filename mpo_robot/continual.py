@@ -49,6 +49,11 @@ class ContinualLearner:
         self.spec = folder.spec()
         if self.spec.num_actions is not None:
             raise ConfigError(f"{folder.path} learnt a task with discrete actions: there are no robot logs of those")
+        if config.real_capacity <= learner_config.sequence_length:
+            raise ConfigError(
+                f"real_capacity {config.real_capacity} must be above learner.sequence_length "
+                f"{learner_config.sequence_length}, or no sequence fits the real replay"
+            )
         self.checkpoints = folder.learn_checkpoints
         sizes = (self.spec.observation_size, self.spec.action_size)
         self.simulated_replay: SequenceReplay | None = None
@@ -130,6 +135,11 @@ class ContinualLearner:
         self.unlearnt_steps += steps
         self.ledger[episode_id] = {"steps": steps, **(origin or {})}
         return steps
+
+    @property
+    def can_learn(self) -> bool:
+        """Whether the real replay holds a sequence to learn from; a first log may be too short."""
+        return self.real_replay.can_sample(self.learner.config.sequence_length)
 
     def end_round(self, updates: int, planned: int) -> None:
         """Note that `updates` of the `planned` updates for the unlearnt steps are done."""

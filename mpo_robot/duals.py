@@ -1,14 +1,13 @@
-"""Positive dual variables (temperatures and Lagrange multipliers) and their optimiser."""
+"""Positive dual variables: temperatures and Lagrange multipliers."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mpo_robot.mpo_config import MPOConfig
+from mpo_robot.networks import inverse_softplus
 
 MIN_RAW_TEMPERATURE = -18.0
 # softplus(-8) = 3e-4: no constraint in effect, but a gradient that Adam still sees. The gradient of a raw multiplier is
@@ -16,11 +15,6 @@ MIN_RAW_TEMPERATURE = -18.0
 # a multiplier that had reached it stayed there for thousands of updates while the KL exceeded its bound many times.
 MIN_RAW_ALPHA = -8.0
 FLOOR = 1e-8
-
-
-def inverse_softplus(value: float) -> float:
-    """x with softplus(x) = value > 0."""
-    return value + math.log(-math.expm1(-value))
 
 
 def positive(raw: Tensor) -> Tensor:

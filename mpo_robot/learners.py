@@ -10,7 +10,7 @@ from mpo_robot.baselines.ddpg import DDPG
 from mpo_robot.baselines.epg import EPG
 from mpo_robot.baselines.sac import SAC
 from mpo_robot.categorical_learner import CategoricalLearner
-from mpo_robot.errors import ConfigError
+from mpo_robot.errors import ConfigError, first_line
 from mpo_robot.learner import Learner
 from mpo_robot.mpo_config import LearnerConfig
 from mpo_robot.specs import PolicySpec
@@ -50,7 +50,13 @@ def require_fitting(spec: PolicySpec, config: LearnerConfig, environments: int) 
         ConfigError: what does not fit, and what would.
     """
     if config.algorithm != "ppo":
-        make_learner(spec, config, seed=0)
+        try:
+            make_learner(spec, config, seed=0)
+        except (MemoryError, RuntimeError) as error:
+            raise ConfigError(
+                f"no learner of these settings can be made here: {first_line(error)}. Lower hidden_sizes, num_critics, "
+                "num_atoms or residual_expansion if it is the memory, or else the number that is too large"
+            ) from error
         return
     if spec.num_actions is not None:
         raise ConfigError("learner.algorithm ppo needs continuous actions here, this task's are discrete")

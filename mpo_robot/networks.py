@@ -154,6 +154,11 @@ def layers_after_first(sizes: tuple[int, ...], layer_norm: bool, residual_expans
     return layers
 
 
+def inverse_softplus(value: float) -> float:
+    """x with softplus(x) = value > 0."""
+    return value + math.log(-math.expm1(-value))
+
+
 class GaussianPolicy(nn.Module):
     """Gaussian over normalised, unbounded actions; clipping happens at the environment and in the critic.
 
@@ -171,7 +176,7 @@ class GaussianPolicy(nn.Module):
             self.head.weight.mul_(0.01)
             self.head.bias.zero_()
             # softplus(bias) + min_stddev = init_stddev
-            scale = math.log(math.expm1(config.init_stddev - config.min_stddev))
+            scale = inverse_softplus(config.init_stddev - config.min_stddev)
             self.head.bias[action_size : 2 * action_size] = scale
 
     def forward(self, observation: Tensor) -> Gaussian | FullGaussian:

@@ -56,7 +56,7 @@ class Progress:
             folder.tensorboard,
             resume_step,
         )
-        self._best_policy = BestPolicy(folder.best_policy)
+        self._best_policy = BestPolicy(folder.best_policy, environment_steps)
         self._on_evaluation = on_evaluation
         self._on_progress = on_progress
         self._speed_mark = (time.monotonic(), environment_steps)

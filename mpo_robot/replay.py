@@ -55,7 +55,7 @@ def allocate(shape: tuple[int, int], kind: npt.DTypeLike) -> npt.NDArray[Any]:
     """
     try:
         return np.zeros(shape, kind)
-    except MemoryError as error:
+    except (MemoryError, ValueError) as error:  # the second: more than could be addressed
         size = shape[0] * shape[1] * np.dtype(kind).itemsize / 1e9
         raise ConfigError(
             f"a replay of {shape[0]:,} rows takes {size:.1f} GB, which this machine does not have: lower "

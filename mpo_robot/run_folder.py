@@ -51,10 +51,15 @@ class RunFolder:
         be continued, and its metrics would mix with the new ones.
 
         Raises:
-            ConfigError: the folder already holds a run with a checkpoint.
+            ConfigError: the folder already holds a run with a checkpoint, or results whose checkpoints are gone.
         """
         if self.holds_checkpoint:
             raise ConfigError(f"{self.path} already holds a run: use --resume to continue it, or another folder")
+        if any(int(row["learner_steps"] or 0) for row in complete_rows(self.evaluations_file)):
+            raise ConfigError(
+                f"{self.path} holds the results of a run whose checkpoints are gone: move it away, or use another "
+                "folder"
+            )
         self.path.mkdir(parents=True, exist_ok=True)
         for remains in (self.metrics_file, self.evaluations_file, self.best_policy):
             remains.unlink(missing_ok=True)
@@ -201,8 +206,14 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     os.replace(temporary, path)
 
 
+def complete_rows(path: Path) -> csv.DictReader[str]:
+    """Rows of a CSV file, but for a last one that was not written to its end; none of a file that is not there."""
+    text = path.read_text() if path.exists() else ""
+    return csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
+
+
 def _is_step(row: Mapping[str, str | None], last: int) -> bool:
-    """Whether a row is whole enough to say its step, and that is none after `last`."""
+    """Whether a row says its step, and that is none after `last`."""
     text = row["environment_steps"] or ""
     return text.isdecimal() and int(text) <= last
 
@@ -214,11 +225,10 @@ class CsvLog:
         self.path = path
         self.columns = columns
         if resume_step is not None and path.exists():
-            with path.open(newline="") as stream:
-                reader = csv.DictReader(stream)
-                if "environment_steps" not in (reader.fieldnames or ()):
-                    raise ConfigError(f"{path} is damaged (its first line names no environment_steps): move it away")
-                rows = [row for row in reader if _is_step(row, resume_step)]
+            reader = complete_rows(path)
+            if "environment_steps" not in (reader.fieldnames or ()):
+                raise ConfigError(f"{path} is damaged (its first line names no environment_steps): move it away")
+            rows = [row for row in reader if _is_step(row, resume_step)]
             lines = [",".join(columns)] + [",".join(row.get(column) or "" for column in columns) for row in rows]
             write_atomically(path, "\n".join(lines) + "\n")
         elif not path.exists():

@@ -188,6 +188,20 @@ IDLE = (
         "with sequence_length 1: every return is bootstrapped after one step",
     ),
     Idle(
+        ("learner.retrace_lambda",),
+        lambda learner, discrete: learner.return_horizon == 1,
+        "with return_horizon 1: every return is bootstrapped after one step",
+    ),
+    Idle(
+        ("learner.learning_rate_duals",),
+        lambda learner, discrete: (
+            learner.algorithm == "mpo"
+            and learner.mpo.kl_form == "price"
+            and learner.mpo.temperature_update != "learned"
+        ),
+        "with kl_form: price and a temperature that is not learned: no multiplier is left to learn",
+    ),
+    Idle(
         ("learner.critic.aggregate",),
         lambda learner, discrete: learner.critic.num_critics == 1,
         "with critic.num_critics 1",
@@ -201,6 +215,11 @@ IDLE = (
         ("learner.learning_rate_end", "learner.learning_rate_end_critic"),
         lambda learner, discrete: learner.learning_rate_decay_steps is None,
         "while learning_rate_decay_steps is null: the rates are constant",
+    ),
+    Idle(
+        ("learner.learning_rate_decay_steps",),
+        lambda learner, discrete: learner.learning_rate_end == 1.0 and learner.learning_rate_end_critic == 1.0,
+        "with learning_rate_end and learning_rate_end_critic 1: the rates are constant",
     ),
 )
 

@@ -7,6 +7,7 @@ a few percent of the update, so a second process would gain nothing (docs/math.m
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ import numpy as np
 
 from mpo_robot.byte_replay import ByteReplay
 from mpo_robot.checkpoint import load_checkpoint, rng_from_json, rng_to_json, save_checkpoint
-from mpo_robot.collection import Shared, make_collector
+from mpo_robot.collection import PIECE_STEPS, Shared, make_collector
 from mpo_robot.errors import ConfigError
 from mpo_robot.evaluation import Evaluation, evaluate
 from mpo_robot.learners import make_learner
@@ -28,6 +29,8 @@ from mpo_robot.run_folder import RunFolder
 from mpo_robot.sampling import normalize
 from mpo_robot.training_config import TrainingConfig
 from mpo_robot.types import Environment, EnvironmentVector, FloatArray
+
+_log = logging.getLogger(__name__)
 
 EVALUATION_SEED = 1_000_003  # far from training seeds; evaluations of all steps and runs use the same start states
 
@@ -125,6 +128,13 @@ class Trainer:
                     last_saved, last_saved_at = self.environment_steps, time.monotonic()
             if self.environment_steps != last_saved:
                 self.save()
+            if self.environment_steps >= self.config.total_steps and self.learner.learner_steps == 0:
+                _log.warning(
+                    "nothing was learnt: %d environments keep their steps back until they have %d each or an episode "
+                    "ends, and none came in time; raise training.total_steps",
+                    self.config.environments,
+                    PIECE_STEPS,
+                )
         finally:
             progress.close()
 
@@ -146,7 +156,7 @@ class Trainer:
         )
 
     def evaluate(self) -> Evaluation:
-        """Mean actions of the current policy in the nominal environment."""
+        """Mean actions of the averaged policy in the nominal environment."""
         return evaluate(
             self.evaluation_environment, self.act_mean, self.config.evaluation_episodes, first_seed=EVALUATION_SEED
         )

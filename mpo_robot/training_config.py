@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MOST_THREADS = 4096
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -24,7 +26,7 @@ class TrainingConfig:
             instead of 113 kB for four frames of 84 x 84, so a capacity of 100,000 takes 2.8 GB.
         normalize_observations: Use the running observation normaliser.
         evaluation_period: Steps between evaluations; there is always one at the end of the training.
-        evaluation_episodes: Episodes per evaluation, with the policy's mean, in the nominal environment.
+        evaluation_episodes: Episodes per evaluation, with the mean of the averaged policy, in the nominal environment.
         log_period: Steps between rows of metrics.csv.
         checkpoint_period: Steps between checkpoints. There is always one at the end of the warm-up, at the end of the
             training and at Ctrl-C. `ppo` has no warm-up, and saves between its rollouts.
@@ -71,6 +73,10 @@ class TrainingConfig:
         for name in ("updates_per_step", "checkpoint_minutes"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.total_steps * self.updates_per_step >= 2**63:
+            raise ValueError(f"updates_per_step {self.updates_per_step} makes more updates than can be counted")
+        if self.threads > MOST_THREADS:
+            raise ValueError(f"threads must be at most {MOST_THREADS}, got {self.threads}")
         if not 0.0 <= self.noise_color <= 2.0:
             raise ValueError(f"noise_color must be in [0, 2], got {self.noise_color}")
         if not 0.0 < self.noise_scale_min <= 1.0:

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from mpo_robot.acting import FloatArray, NumpyActor, SampledAction
 from mpo_robot.actor_critic import TensorBatch
 from mpo_robot.continuous import ContinuousActorCritic
-from mpo_robot.duals import MIN_RAW_ALPHA, inverse_softplus, positive
+from mpo_robot.duals import MIN_RAW_ALPHA, positive
 from mpo_robot.losses.gaussian import Gaussian
 from mpo_robot.losses.policy_gradient import entropy_temperature_loss, soft_policy_gradient
 from mpo_robot.losses.squashed_gaussian import LARGEST_ACTION, squashed_log_prob, squashed_log_prob_of
 from mpo_robot.mpo_config import LearnerConfig
-from mpo_robot.networks import GaussianPolicy
+from mpo_robot.networks import GaussianPolicy, inverse_softplus
 from mpo_robot.replay import SequenceBatch
 from mpo_robot.return_estimator import critic_targets
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deploy.categorical_policy import OnnxCategoricalPolicy, open_policy
-from mpo_robot.cli.settings import load_run_config
+from mpo_robot.cli.settings import load_recorded_config
 from mpo_robot.config import build
 from mpo_robot.errors import ConfigError
 from mpo_robot.evaluation import evaluate, evaluated_action
@@ -102,8 +102,7 @@ class Loaded(NamedTuple):
 def _load(path: Path, best: bool) -> Loaded:
     if path.is_dir():
         folder = RunFolder(path)
-        folder.require()
-        config = load_run_config(folder.config_file)
+        config = load_recorded_config(folder)
         loaded = load_policy(folder, config.learner, best)
         print(f"Evaluating the {loaded.origin}", file=sys.stderr)
         actor, normalizer = loaded.actor, loaded.normalizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mpo_robot.cli.settings import load_run_config, training_record
+from mpo_robot.cli.settings import load_recorded_config, training_record
 from mpo_robot.export import PARITY_TOLERANCE, export_policy
 from mpo_robot.policy_io import LoadedPolicy, load_policy
 from mpo_robot.run_folder import RunFolder
@@ -23,8 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Execute the command."""
     folder = RunFolder(args.run_folder)
-    folder.require()
-    config = load_run_config(folder.config_file)
+    config = load_recorded_config(folder)
     loaded = load_policy(folder, config.learner, args.best)
     print(f"Exporting the {loaded.origin}")
     training = training_record(config, loaded.training)

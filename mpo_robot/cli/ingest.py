@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deploy.stopping import StopSignals
 from mpo_robot.cli.log_intake import LogIntake
-from mpo_robot.cli.settings import load_run_config
+from mpo_robot.cli.settings import load_recorded_config
 from mpo_robot.cli.settings_list import add_settings_option
 from mpo_robot.continual import ContinualLearner
 from mpo_robot.learn_config import LearnConfig, load_learn_config, remember
@@ -29,8 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Execute the command."""
     folder = RunFolder(args.run_folder)
-    folder.require()
-    config = load_run_config(folder.config_file)
+    config = load_recorded_config(folder)
     settings = load_learn_config(folder, args.overrides)
     reward = None if settings.reward is None else load_reward_hook(settings.reward, settings.reward_for == "all")
     with StopSignals() as signals, folder.in_use():

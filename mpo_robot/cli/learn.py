@@ -17,7 +17,7 @@ from deploy.registry import PolicyRegistry
 from deploy.stopping import StopSignals
 from mpo_robot.cli.log_intake import Intake, LogIntake
 from mpo_robot.cli.publication import Publications
-from mpo_robot.cli.settings import RunConfig, load_run_config, training_record
+from mpo_robot.cli.settings import RunConfig, load_recorded_config, training_record
 from mpo_robot.cli.settings_list import add_settings_option
 from mpo_robot.compute import configure_compute
 from mpo_robot.continual import ContinualLearner
@@ -57,8 +57,7 @@ def run(args: argparse.Namespace) -> int:
     if not 0.0 < args.poll < math.inf:
         raise ConfigError(f"--poll must be a positive number of seconds, got {args.poll:g}")
     folder = RunFolder(args.run_folder)
-    folder.require()
-    config = load_run_config(folder.config_file)
+    config = load_recorded_config(folder)
     configure_compute(config.training.threads)
     settings = load_learn_config(folder, args.overrides)
     reward = None if settings.reward is None else load_reward_hook(settings.reward, settings.reward_for == "all")
@@ -110,7 +109,8 @@ class LearnSession:
         while True:
             taken = intake.take_in(self.should_stop)
             learnt = False
-            if self.learner.unlearnt_steps >= self.min_new_steps and not self.should_stop():
+            enough = self.learner.unlearnt_steps >= self.min_new_steps and self.learner.can_learn
+            if enough and not self.should_stop():
                 learnt = True
                 self._round(taken)
             elif taken.logs:
@@ -168,7 +168,10 @@ class LearnSession:
 
     def _say_what_is_left(self, taken: Intake, did_something: bool) -> None:
         left = self.learner.unlearnt_steps
-        if left:
+        if left and not self.learner.can_learn:
+            length = self.learner.learner.config.sequence_length
+            print(f"{left} real steps wait to be learnt from: no sequence of {length} steps is among them yet")
+        elif left:
             print(f"{left} real steps wait to be learnt from (--min-new-steps {self.min_new_steps})")
         if taken.waiting:
             print(f"{len(taken.waiting)} logs not taken in yet: run this again in a moment, or with --watch")

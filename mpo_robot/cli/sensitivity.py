@@ -122,7 +122,7 @@ def _lookup(config: Mapping[str, Any], setting: str) -> Any:
 
 def _plan(config: Path, directory: Path, common: Sequence[str], setting: str, value: Any, seed: int) -> Plan:
     name = BASE if setting == BASE else f"{setting}={value}".replace("/", "_")
-    own = () if setting == BASE else (f"{setting}={value}",)
+    own = () if setting == BASE else (f"{setting}={'null' if value is None else value}",)
     folder = RunFolder(directory / name / f"seed{seed}")
     training = plan_training(config, (*common, *own, f"seed={seed}"), folder)
     check_last_evaluation(training)

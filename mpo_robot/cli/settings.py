@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mpo_robot.config import load_config, to_dict
+from mpo_robot.config import load_config, read_yaml, to_dict
 from mpo_robot.errors import ConfigError
 from mpo_robot.mpo_config import LearnerConfig
+from mpo_robot.older_runs import completed
+from mpo_robot.run_folder import RunFolder
 from mpo_robot.settings_check import objections
 from mpo_robot.training_config import TrainingConfig
 from sim.config import EnvironmentConfig
@@ -35,6 +37,16 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ConfigError(f"seed must not be negative, got {self.seed}")
+        if self.seed >= 2**63:
+            raise ConfigError(f"seed must be below 2**63, got {self.seed}")
+
+    def resolved(self) -> RunConfig:
+        """The same configuration with a randomisation file replaced by its content (which may change later).
+
+        Raises:
+            ConfigError: the file cannot be read or is malformed.
+        """
+        return replace(self, environment=self.environment.resolved())
 
     def nominal_environment(self) -> EnvironmentConfig:
         """The environment as it is evaluated: without randomisation, with a game's own rewards."""
@@ -65,5 +77,15 @@ def training_record(config: RunConfig, origin: dict[str, Any]) -> dict[str, Any]
 
 
 def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a training configuration, or a run folder's resolved one."""
-    return load_config(RunConfig, path, overrides)
+    """Read the configuration of a new training; a randomisation file in it is read too."""
+    return load_config(RunConfig, path, overrides).resolved()
+
+
+def load_recorded_config(folder: RunFolder, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read the configuration of a run on record; what is older than a setting keeps what it did without.
+
+    Raises:
+        ConfigError: no run folder, its configuration is damaged, or a bad override.
+    """
+    folder.require()
+    return load_config(RunConfig, completed(read_yaml(folder.config_file)), overrides)

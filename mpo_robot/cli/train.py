@@ -13,7 +13,7 @@ from typing import Any, cast
 from tqdm import tqdm
 
 from mpo_robot.cli import train_seeds
-from mpo_robot.cli.settings import RunConfig, check_settings, load_run_config
+from mpo_robot.cli.settings import RunConfig, check_settings, load_recorded_config, load_run_config
 from mpo_robot.cli.settings_list import add_settings_option
 from mpo_robot.compute import configure_compute
 from mpo_robot.config import differences, dump_yaml
@@ -55,9 +55,8 @@ def run(args: argparse.Namespace) -> int:
         if args.run is not None:
             raise ConfigError("--run names a new run's folder; --resume continues in its own: leave --run out")
         folder = RunFolder(args.resume)
-        folder.require()
-        earlier = load_run_config(folder.config_file)
-        config = load_run_config(folder.config_file, args.overrides)
+        earlier = load_recorded_config(folder).resolved()
+        config = load_recorded_config(folder, args.overrides).resolved()
     else:
         earlier = None
         config = load_run_config(args.config, args.overrides)

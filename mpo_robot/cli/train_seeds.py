@@ -58,6 +58,8 @@ def plan(args: argparse.Namespace) -> dict[int, Training]:
         raise ConfigError("--jobs must be at least 1")
     refuse_settings(args.overrides, FIXED_BY_SEEDS)
     start = args.run or Path("runs") / args.config.stem
+    if start.name in ("", ".."):
+        raise ConfigError(f"--run must end in what the run folders' names begin with, got {args.run}")
     return {
         seed: plan_training(
             args.config, (*args.overrides, f"seed={seed}"), RunFolder(start.with_name(f"{start.name}-seed{seed}"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import signal
 import subprocess
@@ -15,11 +14,11 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-from mpo_robot.cli.settings import RunConfig, check_settings, load_run_config
+from mpo_robot.cli.settings import RunConfig, check_settings, load_recorded_config, load_run_config
 from mpo_robot.config import differences
 from mpo_robot.errors import ConfigError
 from mpo_robot.learners import require_fitting
-from mpo_robot.run_folder import RunFolder
+from mpo_robot.run_folder import RunFolder, complete_rows
 from mpo_robot.settings_check import idle_settings
 from mpo_robot.specs import PolicySpec
 from sim.config import EnvironmentConfig
@@ -59,11 +58,7 @@ class Training(NamedTuple):
 
     def evaluations(self) -> list[dict[str, str]]:
         """Complete rows of evaluations.csv so far."""
-        try:
-            text = self.folder.evaluations_file.read_text()
-        except FileNotFoundError:
-            return []
-        return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
+        return list(complete_rows(self.folder.evaluations_file))
 
     def curve(self, last_step: int) -> dict[int, float]:
         """Mean return by environment steps, up to `last_step` as far as the training has come.
@@ -163,7 +158,7 @@ def plan_training(config_file: Path, overrides: Sequence[str], folder: RunFolder
     spec = task_spec(config.environment.nominal())
     require_fitting(spec, config.learner, config.training.environments)
     if training.may_go_on or training.is_finished:
-        before = load_run_config(folder.config_file)
+        before = load_recorded_config(folder).resolved()
         changed = differences(before, config)
         # The same run, longer or shorter; or of an earlier version that took settings without an effect.
         for key in (

@@ -62,6 +62,13 @@ def test_a_varied_setting_may_be_a_list(config, tmp_path):
     assert base == {"learner.policy.hidden_sizes": "[8]"}
 
 
+def test_a_varied_setting_may_be_null(config, tmp_path):
+    command = ["bench", "sensitivity", "--config", str(config), "--seeds", "0", "--steps", "80", "--dir", str(tmp_path)]
+    plans, _ = make_plans(build_parser("bench").parse_args([*command, "--vary", "learner.grad_clip_norm=null,10"]))
+    assert {plan.training.config.learner.grad_clip_norm for plan in plans[1:]} <= {None, 10.0}
+    assert len(plans) > 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

@@ -124,6 +124,7 @@ def test_the_runs_may_be_elsewhere(config, tmp_path):
         (["--seeds", "0,1", "training.threads=2"], "one thread"),
         (["--seeds", "0,1", "learner.discunt=1"], "learner.discount"),
         (["--jobs", "2"], "give --seeds"),
+        (["--seeds", "0,1", "--run", "."], "names begin with, got ."),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_trained(arguments, text, config, tmp_path, capsys):

@@ -18,7 +18,7 @@ def offer(best, step, *returns):
 
 
 def test_only_a_higher_mean_return_replaces_it(tmp_path):
-    best = BestPolicy(tmp_path / "best_policy.pt")
+    best = BestPolicy(tmp_path / "best_policy.pt", 0)
     kept = []
     for step, returns in enumerate([(-5.0, -7.0), (-9.0, 0.0), (-9.0, 0.0), (np.nan, 9.0), (-4.0, -6.0), (1.0, 2.0)]):
         offer(best, step, *returns)
@@ -30,16 +30,26 @@ def test_only_a_higher_mean_return_replaces_it(tmp_path):
 
 def test_a_resumed_training_goes_on_from_what_the_file_says(tmp_path):
     path = tmp_path / "best_policy.pt"
-    offer(BestPolicy(path), 10, 3.0)
-    resumed = BestPolicy(path)
+    offer(BestPolicy(path, 0), 10, 3.0)
+    resumed = BestPolicy(path, 10)
     offer(resumed, 20, 2.0)
     assert load_best_policy(path)["environment_steps"] == 10
     offer(resumed, 30, 4.0)
     assert load_best_policy(path)["environment_steps"] == 30
 
 
+def test_a_better_policy_from_after_the_checkpoint_does_not_outlive_it(tmp_path):
+    path = tmp_path / "best_policy.pt"
+    offer(BestPolicy(path, 0), 120, 9.0)
+    resumed = BestPolicy(path, 50)  # of other settings, say, from here on
+    offer(resumed, 60, 2.0)
+    assert load_best_policy(path)["environment_steps"] == 60
+    offer(resumed, 70, 1.0)
+    assert load_best_policy(path)["environment_steps"] == 60
+
+
 def test_a_crash_while_it_is_written_leaves_the_one_before(tmp_path, monkeypatch):
-    best = BestPolicy(tmp_path / "best_policy.pt")
+    best = BestPolicy(tmp_path / "best_policy.pt", 0)
     offer(best, 10, 3.0)
     save = torch.save
 
@@ -62,7 +72,7 @@ def test_a_damaged_file_is_named_and_replaced(tmp_path, caplog):
     path.write_bytes(b"no zip")
     with pytest.raises(ConfigError, match=r"cannot read the best policy, .*best_policy\.pt"):
         load_best_policy(path)
-    best = BestPolicy(path)
+    best = BestPolicy(path, 0)
     assert "the next evaluation replaces it" in caplog.text
     offer(best, 10, -1e6)
     assert load_best_policy(path)["environment_steps"] == 10

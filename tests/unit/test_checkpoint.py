@@ -41,7 +41,7 @@ def test_a_crash_while_writing_leaves_the_earlier_checkpoint(tmp_path, monkeypat
     assert load_checkpoint(tmp_path)[0]["value"].item() == 2.0
 
 
-def test_saving_the_same_step_again_replaces_it(tmp_path):
+def test_of_the_same_step_saved_again_the_newest_counts(tmp_path):
     for value in range(1, 13):
         save(tmp_path, 5, float(value))
         assert load_checkpoint(tmp_path)[0]["value"].item() == value

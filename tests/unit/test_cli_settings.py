@@ -135,6 +135,9 @@ def test_a_key_at_the_wrong_level_is_looked_for_below(override, hint):
     ("cls", "data", "text"),
     [
         (RunConfig, TASK | {"seed": -1}, "seed must not be negative, got -1"),
+        (RunConfig, TASK | {"seed": 1e30}, r"seed must be below 2\*\*63, got"),
+        (RunConfig, TASK | {"training": {"updates_per_step": 1e308}}, "more updates than can be counted"),
+        (RunConfig, TASK | {"training": {"threads": 1e11}}, "threads must be at most 4096"),
         (RobotConfig, {"robot": {"kind": "simulated"}, "seed": -1}, "seed must not be negative"),
         (RobotConfig, {"robot": {"kind": "simulated"}, "episodes": -2}, "episodes must not be negative, got -2"),
         (ServerConfig, {"seed": -3}, "seed must not be negative"),

@@ -209,6 +209,14 @@ def test_byte_replays_take_pieces_too(make_trainer, monkeypatch):
     assert len(np.unique(observation[..., 1])) > 5
 
 
+def test_a_training_whose_steps_all_come_too_late_says_so(make_trainer, monkeypatch, caplog):
+    monkeypatch.setattr("mpo_robot.collection.PIECE_STEPS", 64)
+    trainer = make_trainer(total_steps=30, warmup_steps=9)  # ten steps of each, in episodes of eleven
+    trainer.run()
+    assert trainer.learner.learner_steps == 0
+    assert "nothing was learnt: 3 environments keep their steps back" in caplog.text
+
+
 def test_several_environments_are_a_vector_and_ppo_refuses_them(make_trainer):
     assert isinstance(make_trainer().collector, VectorCollector)
     with pytest.raises(ConfigError, match=r"training\.environments is 3"):

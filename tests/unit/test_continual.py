@@ -169,6 +169,20 @@ def test_the_learner_gets_what_training_gave_it_normalised_states_and_scaled_rew
     assert {float(reward) for reward in batch.reward.ravel()} <= {0.0, *map(float, episode.rewards)}
 
 
+def test_a_real_replay_too_small_for_a_sequence_is_refused(tmp_path):
+    length = LEARNER.sequence_length
+    with pytest.raises(ConfigError, match=f"real_capacity {length} must be above learner.sequence_length {length}"):
+        learner_of(make_run(tmp_path / "run"), real_capacity=length)
+
+
+def test_nothing_can_be_learnt_until_a_sequence_is_there(tmp_path):
+    learner = learner_of(make_run(tmp_path / "run"))
+    learner.ingest("short", [make_episode(1)])
+    assert not learner.can_learn
+    learner.ingest("long", [make_episode(40)])
+    assert learner.can_learn
+
+
 def test_the_real_replay_has_the_configured_capacity(tmp_path):
     assert learner_of(make_run(tmp_path / "run"), real_capacity=30).real_replay.capacity == 30
 

@@ -1,6 +1,7 @@
 """From a configuration to a learner: what `auto` stands for, and what is refused before anything is trained."""
 
 import pytest
+import torch
 
 from mpo_robot.errors import ConfigError
 from mpo_robot.learners import make_learner, require_fitting
@@ -29,6 +30,25 @@ def test_the_rates_fall_over_the_whole_training():
 
 def test_outside_a_training_the_rates_are_constant():
     assert rates(None, steps=100, learning_rate_decay_steps="auto") == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"policy__hidden_sizes": (10**7, 10**7)},
+        {"critic__head": "hl_gauss", "critic__num_atoms": 10**12 + 1},
+        {"mpo__init_temperature": 1e300},
+        {"mpo__init_alpha_stddev": 1e39},
+    ],
+)
+def test_what_no_machine_or_float_can_hold_is_refused(changes):
+    with pytest.raises(ConfigError, match=r"no learner of these settings can be made here: .*hidden_sizes"):
+        require_fitting(small_spec(), change(LearnerConfig(), **changes), environments=1)
+
+
+def test_a_large_stddev_begins_as_what_it_is():
+    policy = make_learner(small_spec(), change(CONFIG, policy__init_stddev=1000.0), 0).online_policy
+    assert policy(torch.zeros(1, small_spec().observation_size)).stddev[0, 0].item() == pytest.approx(1000.0, rel=1e-5)
 
 
 def test_ppo_without_its_package_is_refused_with_the_way_to_it(monkeypatch):

@@ -46,12 +46,22 @@ def test_a_run_without_a_checkpoint_is_replaced_and_leaves_no_rows_behind(tmp_pa
     folder.create("a: 1\n", SPEC, seed=0)
     for path in (folder.metrics_file, folder.evaluations_file, folder.tensorboard / "events"):
         path.parent.mkdir(exist_ok=True)
-        path.write_text("environment_steps,a\n10,1\n")
+        path.write_text("environment_steps,learner_steps\n10,0\n")
     (folder.checkpoints / ".tmp_step_000000000001").mkdir(parents=True)  # of a crash while the first was written
     folder.create("a: 2\n", SPEC, seed=1)
     assert folder.config_file.read_text() == "a: 2\n"
     assert json.loads(folder.run_file.read_text())["seed"] == 1
     assert not any(path.exists() for path in (folder.metrics_file, folder.evaluations_file, folder.tensorboard))
+
+
+def test_results_whose_checkpoints_were_deleted_are_not_overwritten(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.create("a: 1\n", SPEC, seed=0)
+    folder.evaluations_file.write_text("environment_steps,learner_steps,return_mean\n10,0,1.0\n20,7,2.0\n")
+    with pytest.raises(ConfigError, match=r"whose checkpoints are gone: move it away"):
+        folder.create("a: 2\n", SPEC, seed=0)
+    folder.evaluations_file.write_text("environment_steps,learner_steps,return_mean\n10,0,1.0\n")  # nothing learnt yet
+    folder.create("a: 2\n", SPEC, seed=0)
 
 
 def test_a_folder_is_used_by_one_process_at_a_time(tmp_path):
@@ -132,7 +142,7 @@ def test_damaged_files_of_a_run_are_clear_errors(tmp_path):
     folder.create("seed: 1\n", SPEC, 1)
     folder.metrics_file.write_text("environment_steps,a\n10,1\n2")  # cut off within a number
     CsvLog(folder.metrics_file, ("environment_steps", "a"), resume_step=15)
-    assert [row["environment_steps"] for row in rows(folder.metrics_file)] == ["10", "2"]
+    assert [row["environment_steps"] for row in rows(folder.metrics_file)] == ["10"]
     folder.metrics_file.write_text("\x00\x00,a\n10,1\n")
     with pytest.raises(ConfigError, match="its first line names no environment_steps"):
         CsvLog(folder.metrics_file, ("environment_steps", "a"), resume_step=15)

@@ -40,10 +40,15 @@ SITUATIONS = [
     ({"critic__head": "hl_gauss"}, False),
     ({"critic__num_critics": 1}, False),
     ({"learning_rate_decay_steps": None}, False),
+    ({"learning_rate_end": 1.0}, False),
+    ({"return_horizon": 1}, False),
+    ({"mpo__kl_form": "price", "mpo__temperature_update": "fixed"}, False),
+    ({"mpo__kl_form": "price", "mpo__temperature_update": "exact"}, False),
     ({}, True),
     ({"mpo__temperature_update": "fixed"}, True),
     ({"mpo__temperature_update": "exact"}, True),
     ({"mpo__kl_form": "price"}, True),
+    ({"mpo__kl_form": "price", "mpo__temperature_update": "exact"}, True),
     ({"mpo__variational": "parametric"}, True),
 ]
 # Acts outside the learner, changes no number (compile), or has no other value that fits these tasks.
