@@ -25,16 +25,11 @@ from mpo_robot.training_config import TrainingConfig
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.lines import Line2D
 
 RESULTS = Path(__file__).parent / "results"
 BARS = {  # return to reach, and the environment steps allowed
     "dm_control:cartpole-swingup": (800, 100_000),
-    "dm_control:walker-walk": (900, 300_000),
-    "dm_control:cheetah-run": (500, 300_000),
-    "gymnasium:HalfCheetah-v4": (8_000, 200_000),
-    "gymnasium:Hopper-v4": (2_400, 200_000),
-    "gymnasium:Ant-v4": (4_000, 200_000),
-    "gymnasium:Humanoid-v4": (3_000, 200_000),
     "gymnasium:CartPole-v1": (500, 30_000),
     "gymnasium:Acrobot-v1": (-100, 60_000),
 }
@@ -73,15 +68,10 @@ def collect(path: Path) -> dict[str, Any]:
     target = RESULTS / "curves" / f"{task.partition(':')[2]}-seed{seed}.csv"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(folder.evaluations_file.read_text())
-    bar, limit = BARS.get(task, (None, None))
-    reached = [step for step, value in curve if bar is not None and value >= bar and step <= limit]
     return {
         "task": task,
         "seed": seed,
         "curve": f"curves/{target.name}",
-        "bar": bar,
-        "bar_steps": limit,
-        "first_step_at_bar": reached[0] if reached else None,
         "last_step": curve[-1][0],
         "last_return": curve[-1][1],
         "best_return": max(value for _, value in curve),
@@ -96,7 +86,7 @@ def collect(path: Path) -> dict[str, Any]:
 
 
 def plot(runs: list[dict[str, Any]]) -> None:
-    """One panel per task, one line per seed (dotted with other settings than the defaults), the bar dashed."""
+    """One panel per task, one line per seed (dotted with other settings than the defaults), the aim dashed."""
     tasks = sorted({run["task"] for run in runs})
     columns = min(len(tasks), 3)
     rows = -(-len(tasks) // columns)
@@ -108,14 +98,19 @@ def plot(runs: list[dict[str, Any]]) -> None:
             with (RESULTS / run["curve"]).open() as stream:
                 evaluations = list(csv.DictReader(stream))
             steps = [int(row["environment_steps"]) / 1000 for row in evaluations]
-            style, note = ("-", "") if is_common(run) else (":", ", earlier settings")
-            label = f"seed {run['seed']}{note}"
-            axis.plot(steps, [float(row["return_mean"]) for row in evaluations], style, label=label)
-        if BARS.get(task):
-            axis.axhline(BARS[task][0], color="gray", linestyle="--", linewidth=1, label="bar")
+            returns = [float(row["return_mean"]) for row in evaluations]
+            axis.plot(steps, returns, "-" if is_common(run) else ":", color=f"C{run['seed']}")
+        aim = SAMPLE_BARS.get(task) or BARS[task][0]
+        axis.axhline(aim, color="gray", linestyle="--", linewidth=1)
         axis.set(title=task.partition(":")[2], xlabel="environment steps (thousands)", ylabel="return, mean action")
-        axis.legend(fontsize="small")
+    key = [Line2D([], [], color=f"C{seed}", label=f"seed {seed}") for seed in sorted({run["seed"] for run in runs})]
+    key += [
+        Line2D([], [], color="black", label="today's defaults"),
+        Line2D([], [], color="black", linestyle=":", label="earlier settings"),
+        Line2D([], [], color="gray", linestyle="--", label="aim (mean of three seeds at the end)"),
+    ]
     figure.tight_layout()
+    figure.legend(handles=key, loc="lower right", bbox_to_anchor=(0.98, 0.06))
     figure.savefig(RESULTS / "learning_curves.png", dpi=110)
 
 
@@ -134,7 +129,7 @@ def is_common(run: dict[str, Any]) -> bool:
 
 def print_sample_table(runs: list[dict[str, Any]]) -> None:
     """Returns after `SAMPLE_STEPS` with the default settings, of the seeds that were trained so far."""
-    print(f"\n| task | aim, mean of 3 seeds | after {SAMPLE_STEPS:,} steps, by seed | mean |\n|---|---|---|---|")
+    print(f"| task | aim, mean of 3 seeds | after {SAMPLE_STEPS:,} steps, by seed | mean |\n|---|---|---|---|")
     for task, bar in SAMPLE_BARS.items():
         done = [run for run in runs if run["task"] == task and run[f"return_at_{SAMPLE_STEPS}"] and is_common(run)]
         values = [run[f"return_at_{SAMPLE_STEPS}"] for run in done]
@@ -153,7 +148,6 @@ def main() -> None:
     if continuous := [run for run in collected if run["task"] not in DISCRETE]:
         runs = merge("learning_curves.json", continuous)
         plot(runs)
-        print_bars(runs)
         print_sample_table(runs)
 
 
@@ -167,13 +161,17 @@ def merge(name: str, new: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def print_bars(runs: list[dict[str, Any]]) -> None:
-    """One row per run: whether and when its bar was reached."""
+    """One row per run of a task in `BARS`: whether and when its bar was reached."""
     print("| task | seed | bar | reached at step | last evaluation | best |\n|---|---|---|---|---|---|")
     for run in runs:
-        first = "not reached" if run["first_step_at_bar"] is None else f"{run['first_step_at_bar']:,}"
+        bar, limit = BARS[run["task"]]
+        with (RESULTS / run["curve"]).open() as stream:
+            rows = list(csv.DictReader(stream))
+        reached = [int(row["environment_steps"]) for row in rows if float(row["return_mean"]) >= bar]
+        first = f"{reached[0]:,}" if reached and reached[0] <= limit else "not reached"
         task = run["task"].partition(":")[2]
         print(
-            f"| {task} | {run['seed']} | {run['bar']:,} by {run['bar_steps'] // 1000}k | {first} "
+            f"| {task} | {run['seed']} | {bar:,} by {limit // 1000}k | {first} "
             f"| {run['last_return']:,.0f} at {run['last_step'] // 1000}k | {run['best_return']:,.0f} |"
         )
 

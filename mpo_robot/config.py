@@ -226,9 +226,9 @@ def _convert_union(arguments: tuple[Any, ...], value: Any, path: str) -> Any:
             return _convert(option, value, path)
         except ConfigError as error:
             errors.append(str(error))
-    raise ConfigError(
-        errors[0] if len(errors) == 1 else f"{path}: no allowed type fits {value!r} ({'; '.join(errors)})"
-    )
+    if len(errors) > 1:
+        raise ConfigError(f"{path}: no allowed type fits {value!r} ({'; '.join(errors)})")
+    raise ConfigError(errors[0] + (" (null is allowed too)" if type(None) in arguments else ""))
 
 
 def _convert_tuple(arguments: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:

@@ -103,7 +103,7 @@ class LearnerConfig:
         returns: Estimator of the critic's targets: `retrace`, or without importance ratios `td_lambda` and `n_step`
             (biased off-policy), or `td_zero`.
         retrace_lambda: Lambda of `retrace` and `td_lambda`; 0 gives one-step expected targets.
-        return_horizon: n of `n_step`; for `retrace` the number of steps after which a return is bootstrapped. None:
+        return_horizon: n of `n_step`; for `retrace` the number of steps after which a return is bootstrapped. null:
             as many as the sequence holds.
         sequence_length: Steps per sampled sequence.
         batch_sequences: Sequences per update; `batch_sequences * sequence_length` transitions.
@@ -115,12 +115,12 @@ class LearnerConfig:
             training's (of the new total where a run is continued with one), null to keep them constant.
         learning_rate_end: That factor of the policy's rate, in (0, 1].
         learning_rate_end_critic: That factor of the critics' rate, in (0, 1]; 1 keeps it constant.
-        grad_clip_norm: Bound on the gradient norm of the policy and of the critics, each; None for no bound.
-        target_update_period: Learner steps between hard copies to the target networks, or None.
-        target_update_rate: Polyak rate per learner step, or None. Exactly one of the two is set.
+        grad_clip_norm: Bound on the gradient norm of the policy and of the critics, each; null for no bound.
+        target_update_period: Learner steps between hard copies to the target networks, or null.
+        target_update_rate: Polyak rate per learner step, or null. Exactly one of the two is set.
         policy_average_updates: The policy that is evaluated, exported and served has the parameters of the online one,
             averaged over about so many updates (exponentially), or a tenth of those made so far where that is less (in
-            the training, or since `learn` took over); None: it is the online one. What is learnt does not depend on
+            the training, or since `learn` took over); null: it is the online one. What is learnt does not depend on
             it: the online policy collects.
         policy_update_period: Every how many updates of the critics the policy and the dual variables are updated too.
             In between `mpo` values states by two sampled actions, which takes 40 % less time. A period of 1 with
@@ -129,7 +129,7 @@ class LearnerConfig:
             a minute at the start. Needs a C++ compiler. Only `mpo` on continuous actions does it.
         return_scale_bound: The critic learns rewards divided by a running scale, such that no sum of the collected
             rewards of an episode so far, older ones discounted more, is larger than this bound; values are about as
-            large. None to learn plain rewards.
+            large. null to learn plain rewards.
     """
 
     algorithm: str = "mpo"

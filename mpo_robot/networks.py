@@ -58,7 +58,7 @@ class CriticConfig:
     Attributes:
         hidden_sizes: Widths of the hidden layers.
         layer_norm: Normalise each hidden layer before its ReLU.
-        residual_expansion: None for plain layers. Else each hidden layer after the first is a residual block (SimBa,
+        residual_expansion: null for plain layers. Else each hidden layer after the first is a residual block (SimBa,
             arXiv 2410.09754), which widens its input by this factor, and a LayerNorm follows the last.
         num_critics: Size of the ensemble; 2 for twin critics.
         aggregate: How target values are combined: the minimum, or the mean.

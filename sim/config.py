@@ -44,11 +44,11 @@ class EnvironmentConfig:
 
     Attributes:
         task: `dm_control:walker-walk` or `gymnasium:HalfCheetah-v4`, for example.
-        randomization: Domain randomisation, inline or as the path of a YAML file; None simulates the nominal model.
-        time_limit_s: Simulated seconds after which an episode is truncated; None keeps the task's own limit.
+        randomization: Domain randomisation, inline or as the path of a YAML file; null simulates the nominal model.
+        time_limit_s: Simulated seconds after which an episode is truncated; null keeps the task's own limit.
         action_repeat: Control periods of the task for which each action is held; it multiplies `spec.control_dt`.
             Every period counts as an environment step of the training.
-        atari: Preprocessing of `ale:` tasks; None for the usual one.
+        atari: Preprocessing of `ale:` tasks; null for the usual one.
         startup_seed: Seed of everything drawn in mode `startup`, that is once for the life of an environment.
     """
 

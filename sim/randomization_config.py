@@ -72,7 +72,7 @@ class RandomizationTerm:
     Attributes:
         parameter: One of `PARAMETERS`.
         select: Names or regular expressions (whole name) of the elements; empty selects all that the parameter has.
-        operation: How a draw changes the default; None takes the first that the parameter allows.
+        operation: How a draw changes the default; null takes the first that the parameter allows.
         distribution: `uniform` and `log_uniform` between `low` and `high`; `gaussian` with `mean` and `stddev`,
             clipped to `low` and `high` where given.
         low: Smallest draw. Delays: whole physics steps.
@@ -80,11 +80,11 @@ class RandomizationTerm:
         mean: Of a gaussian.
         stddev: Of a gaussian.
         mode: `startup` once per environment, `reset` once per episode, `interval` again and again in an episode;
-            None takes the parameter's usual mode.
+            null takes the parameter's usual mode.
         interval_s: Shortest and longest simulated time between two draws of mode `interval`; noise, which is drawn
             for every observation, has none.
         components: Which components of a vector parameter change (friction: 0 sliding, 1 torsional, 2 rolling);
-            None means the usual ones.
+            null means the usual ones.
         shared: One draw for all selected elements instead of one for each.
         duration_steps: Physics steps for which a `push_force` lasts.
     """

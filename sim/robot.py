@@ -35,7 +35,7 @@ class SimulatedRobotConfig:
             at every reset is here drawn once: a robot has one body.
         real_time: Follow the clock as a real robot does, instead of advancing one control period per reading.
         seed: Fixes the mismatch, and the start states of episodes that are given no seed.
-        time_limit_s: Simulated seconds per episode; None keeps the task's limit.
+        time_limit_s: Simulated seconds per episode; null keeps the task's limit.
         action_repeat: As in `EnvironmentConfig`; must be what the policy was trained with.
         commands_per_period: Motor commands per policy period, each of which acts for its share of the physics steps.
             Not in real time: there a command acts from the moment it is sent.

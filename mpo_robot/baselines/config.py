@@ -13,7 +13,7 @@ class SACConfig:
     Attributes:
         init_temperature: Initial weight of the entropy (a value, not a raw parameter), in units of the scaled reward.
             The temperature stays above 3.4e-4, as the multipliers of MPO do: below, it could hardly rise again.
-        target_entropy: Entropy in nats that the temperature is tuned for; None for minus the number of actions.
+        target_entropy: Entropy in nats that the temperature is tuned for; null for minus the number of actions.
     """
 
     init_temperature: float = 1.0

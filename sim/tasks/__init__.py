@@ -45,7 +45,9 @@ def make_backend(task: str) -> Backend:
 
         return make_servo_ant()
     hint = suggestions(task, task_names()) or "dm_control:cartpole-swingup, gymnasium:HalfCheetah-v4"
-    raise ConfigError(f"task {task!r} must start with dm_control:, gymnasium:, parkour: or servo:, for example {hint}")
+    raise ConfigError(
+        f"task {task!r} must start with dm_control:, gymnasium:, parkour:, servo: or ale:, for example {hint}"
+    )
 
 
 def task_names() -> list[str]:
