@@ -29,6 +29,13 @@ def name_of(path: Path) -> str:
     return path.relative_to(CONFIGS).with_suffix("").as_posix()
 
 
+@pytest.mark.parametrize("name", ["sac", "ddpg", "ddpg-retrace"])
+def test_the_published_baselines_do_not_follow_the_defaults_of_mpo(name):
+    config = load_run_config(CONFIGS / "baselines" / f"{name}.yaml")
+    assert (config.training.updates_per_step, config.training.noise_color) == (1.0, 0.0)
+    assert config.learner.policy_update_period == 1
+
+
 def smoke(path: Path, run: Path) -> None:
     """A training of 250 steps through the command, with episodes of 30 steps and networks of 32 units."""
     config = load_run_config(path)
