@@ -31,7 +31,7 @@ def test_tasks_of_both_simulators_are_known():
     [
         ("dm_control:waker-walk", "did you mean dm_control:walker-walk"),
         ("gymnasium:HalfCheeta-v4", "did you mean gymnasium:HalfCheetah-v4"),
-        ("walker-walk", "gymnasium:, parkour: or servo:, for example dm_control:walker-walk"),
+        ("walker-walk", "gymnasium:, parkour:, servo: or ale:, for example dm_control:walker-walk"),
         ("dmc:foo", "must start with dm_control:, gymnasium:, parkour:, servo: or ale:"),
         ("parkour:walker-gap", "did you mean parkour:walker-gaps"),
         ("dm_control:zzzzzzzz", "no name is similar"),
