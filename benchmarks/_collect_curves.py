@@ -7,9 +7,9 @@ summary and a table of their own. A run takes the place of an earlier one of the
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import matplotlib
 from mpo_robot.config import build, differences, read_yaml
 from mpo_robot.mpo_config import LearnerConfig
 from mpo_robot.older_runs import completed
-from mpo_robot.run_folder import RunFolder
+from mpo_robot.run_folder import RunFolder, complete_rows
 from mpo_robot.settings_check import idle_settings
 from mpo_robot.training_config import TrainingConfig
 
@@ -28,12 +28,10 @@ import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 
 RESULTS = Path(__file__).parent / "results"
-BARS = {  # return to reach, and the environment steps allowed
-    "dm_control:cartpole-swingup": (800, 100_000),
+DISCRETE_BARS = {  # return to reach, and the environment steps allowed
     "gymnasium:CartPole-v1": (500, 30_000),
     "gymnasium:Acrobot-v1": (-100, 60_000),
 }
-DISCRETE = ("gymnasium:CartPole-v1", "gymnasium:Acrobot-v1")
 TRAINING_SETTINGS = {  # of the training, those that decide what is learnt
     f"training.{name}"
     for name in (
@@ -54,6 +52,12 @@ SAMPLE_BARS = {  # mean over three seeds after SAMPLE_STEPS environment steps
     "gymnasium:Hopper-v4": 2_400,
     "gymnasium:Humanoid-v4": 3_000,
 }
+AIMS = SAMPLE_BARS | {"dm_control:cartpole-swingup": 800}  # in the figure
+
+
+def curve_of(rows: Iterable[Mapping[str, str]]) -> list[tuple[int, float]]:
+    """Environment steps and mean return of each evaluation."""
+    return [(int(row["environment_steps"]), float(row["return_mean"])) for row in rows]
 
 
 def collect(path: Path) -> dict[str, Any]:
@@ -62,9 +66,8 @@ def collect(path: Path) -> dict[str, Any]:
     folder.require()
     config, record = read_yaml(folder.config_file), json.loads(folder.run_file.read_text())
     task, seed = config["environment"]["task"], record["seed"]
-    with folder.evaluations_file.open() as stream:
-        rows = list(csv.DictReader(stream))
-    curve = [(int(row["environment_steps"]), float(row["return_mean"])) for row in rows]
+    rows = list(complete_rows(folder.evaluations_file))
+    curve = curve_of(rows)
     target = RESULTS / "curves" / f"{task.partition(':')[2]}-seed{seed}.csv"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(folder.evaluations_file.read_text())
@@ -95,13 +98,10 @@ def plot(runs: list[dict[str, Any]]) -> None:
         unused.set_visible(False)
     for axis, task in zip(axes.flat, tasks):
         for run in (run for run in runs if run["task"] == task):
-            with (RESULTS / run["curve"]).open() as stream:
-                evaluations = list(csv.DictReader(stream))
-            steps = [int(row["environment_steps"]) / 1000 for row in evaluations]
-            returns = [float(row["return_mean"]) for row in evaluations]
-            axis.plot(steps, returns, "-" if is_common(run) else ":", color=f"C{run['seed']}")
-        aim = SAMPLE_BARS.get(task) or BARS[task][0]
-        axis.axhline(aim, color="gray", linestyle="--", linewidth=1)
+            steps, returns = zip(*curve_of(complete_rows(RESULTS / run["curve"])))
+            axis.plot([step / 1000 for step in steps], returns, "-" if is_common(run) else ":", color=f"C{run['seed']}")
+        if task in AIMS:
+            axis.axhline(AIMS[task], color="gray", linestyle="--", linewidth=1)
         axis.set(title=task.partition(":")[2], xlabel="environment steps (thousands)", ylabel="return, mean action")
     key = [Line2D([], [], color=f"C{seed}", label=f"seed {seed}") for seed in sorted({run["seed"] for run in runs})]
     key += [
@@ -143,9 +143,9 @@ def main() -> None:
     if len(sys.argv) < 2:
         sys.exit("usage: python benchmarks/_collect_curves.py RUN...")
     collected = [collect(Path(argument)) for argument in sys.argv[1:]]
-    if discrete := [run for run in collected if run["task"] in DISCRETE]:
+    if discrete := [run for run in collected if run["task"] in DISCRETE_BARS]:
         print_bars(merge("learning_curves_discrete.json", discrete))
-    if continuous := [run for run in collected if run["task"] not in DISCRETE]:
+    if continuous := [run for run in collected if run["task"] not in DISCRETE_BARS]:
         runs = merge("learning_curves.json", continuous)
         plot(runs)
         print_sample_table(runs)
@@ -161,14 +161,14 @@ def merge(name: str, new: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def print_bars(runs: list[dict[str, Any]]) -> None:
-    """One row per run of a task in `BARS`: whether and when its bar was reached."""
+    """One row per run of a discrete task: whether and when its bar was reached."""
     print("| task | seed | bar | reached at step | last evaluation | best |\n|---|---|---|---|---|---|")
     for run in runs:
-        bar, limit = BARS[run["task"]]
-        with (RESULTS / run["curve"]).open() as stream:
-            rows = list(csv.DictReader(stream))
-        reached = [int(row["environment_steps"]) for row in rows if float(row["return_mean"]) >= bar]
-        first = f"{reached[0]:,}" if reached and reached[0] <= limit else "not reached"
+        bar, limit = DISCRETE_BARS[run["task"]]
+        reached = [
+            step for step, value in curve_of(complete_rows(RESULTS / run["curve"])) if value >= bar and step <= limit
+        ]
+        first = f"{reached[0]:,}" if reached else "not reached"
         task = run["task"].partition(":")[2]
         print(
             f"| {task} | {run['seed']} | {bar:,} by {limit // 1000}k | {first} "

@@ -50,7 +50,6 @@ class Losses(NamedTuple):
     critic: Tensor
     mstep: MStep
     estep: EStep
-    temperatures: Tensor  # [1] or, with a penalty that has its own, [2]; no gradient
     online: Any  # the online policy's distributions
     target: TargetPass
     state_weights: Tensor  # [S], sum 1
@@ -124,8 +123,6 @@ class Learner(ContinuousActorCritic):
         losses = self._losses(tensors, noise)
         self.require_finite(losses.total)
         losses.total.backward()
-        if self.config.mpo.temperature_update == "exact":  # for metrics, and for whoever learns it from here on
-            self.duals.set_temperatures_(losses.temperatures)
         return self._metrics(losses, tensors, reward_scale) if want_metrics else None
 
     def _noise(self, batch: TensorBatch) -> Tensor:
@@ -145,14 +142,13 @@ class Learner(ContinuousActorCritic):
         observation = batch.observation.flatten(0, 1)
         online = self.online_policy(observation)
         if self.config.mpo.variational == "parametric":
-            improvement = self._parametric_improvement(observation, online, target, state_weights)
+            mstep, loss_duals, estep = self._parametric_improvement(observation, online, target, state_weights)
         else:
-            improvement = self._expectation_maximization(online, target, state_weights)
-        mstep, loss_duals, estep, temperatures = improvement
+            mstep, loss_duals, estep = self._expectation_maximization(online, target, state_weights)
         loss_duals = loss_duals + mstep.penalty_mean.loss_alpha + mstep.penalty_stddev.loss_alpha
         loss_penalty = mstep.penalty_mean.loss_kl + mstep.penalty_stddev.loss_kl
         total = loss_critic + mstep.loss_policy_mean + mstep.loss_policy_stddev + loss_penalty + loss_duals
-        return Losses(total, loss_critic, mstep, estep, temperatures, online, target, state_weights)
+        return Losses(total, loss_critic, mstep, estep, online, target, state_weights)
 
     def critic_alone(self, batch: TensorBatch, noise: Tensor) -> Tensor:
         """The critics' part of `losses`; states are valued by as many actions as there is noise for."""
@@ -160,25 +156,25 @@ class Learner(ContinuousActorCritic):
 
     def _expectation_maximization(
         self, online: Any, target: TargetPass, state_weights: Tensor
-    ) -> tuple[MStep, Tensor, EStep, Tensor]:
-        """M-step, sum of the temperatures' dual losses, E-step of the task objective, and the temperatures."""
+    ) -> tuple[MStep, Tensor, EStep]:
+        """M-step, sum of the temperatures' dual losses, and E-step of the task objective."""
         mpo, duals = self.config.mpo, self.duals
         cost = out_of_bounds_cost(target.actions) if mpo.action_penalization else None
-        temperatures = self._temperatures(target.q_values, cost, state_weights)
-        estep = nonparametric_estep(target.q_values, temperatures[:1], mpo.epsilon, state_weights)
+        temperature, penalty_temperature = self._temperatures(target.q_values, cost, state_weights)
+        estep = nonparametric_estep(target.q_values, temperature, mpo.epsilon, state_weights)
         weights, objectives, loss_duals = estep.normalized_weights, 1.0, estep.loss_temperature
         if cost is not None:
-            penalty = nonparametric_estep(cost, temperatures[1:], mpo.epsilon_penalty, state_weights)
+            penalty = nonparametric_estep(cost, penalty_temperature, mpo.epsilon_penalty, state_weights)
             # A second objective with weights that sum to 1 of their own: the likelihood terms weigh 2 in total.
             weights, objectives = weights + penalty.normalized_weights, 2.0
             loss_duals = loss_duals + penalty.loss_temperature
         moments = weighted_moments(self._family, weights, target.noise, objectives, mpo.center_weights)
         mstep = policy_mstep(self._family, online, target.policy, moments, duals, mpo, state_weights)
-        return mstep, loss_duals, estep, temperatures.detach()
+        return mstep, loss_duals, estep
 
     def _parametric_improvement(
         self, observation: Tensor, online: Any, target: TargetPass, state_weights: Tensor
-    ) -> tuple[MStep, Tensor, EStep, Tensor]:
+    ) -> tuple[MStep, Tensor, EStep]:
         """As `_expectation_maximization`, for an online policy that is itself the variational distribution."""
         mpo = self.config.mpo
         policy, actions, values = target.policy, target.actions, target.q_values
@@ -191,17 +187,21 @@ class Learner(ContinuousActorCritic):
         sample = (policy, target.noise, values)
         mstep = parametric_update(self._family, online, target.policy, *sample, self.duals, mpo, state_weights)
         no_estep = EStep(torch.full_like(values, 1.0 / len(values)), values.new_zeros(()))
-        return mstep, no_estep.loss_temperature, no_estep, self.duals.temperature.detach()
+        return mstep, no_estep.loss_temperature, no_estep
 
-    def _temperatures(self, q_values: Tensor, cost: Tensor | None, state_weights: Tensor) -> Tensor:
-        """Temperature of the task objective and, second, of a penalty; only learned ones have gradients."""
+    def _temperatures(self, q_values: Tensor, cost: Tensor | None, state_weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Temperatures of the task objective and of the penalty, [1]; only learned ones take part in the dual loss."""
         mpo, duals = self.config.mpo, self.duals
         if mpo.temperature_update == "exact":
             values = q_values.unsqueeze(0) if cost is None else torch.stack([q_values, cost])
             bounds = torch.tensor([mpo.epsilon, mpo.epsilon_penalty])[: len(values)]
-            return exact_temperature(values, bounds, state_weights)
-        temperatures = torch.cat([duals.temperature, duals.penalty_temperature])
-        return temperatures if mpo.temperature_update == "learned" else temperatures.detach()
+            exact = exact_temperature(values, bounds, state_weights)
+            if self.improves_policy:  # for metrics, and for whoever learns it from here on
+                duals.set_temperatures_(exact)
+            return exact[:1], exact[1:]
+        if mpo.temperature_update != "learned":
+            return duals.temperature.detach(), duals.penalty_temperature.detach()
+        return duals.temperature, duals.penalty_temperature
 
     @torch.no_grad()
     def target_pass(self, batch: TensorBatch, noise: Tensor) -> TargetPass:

@@ -84,6 +84,9 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
 def load_recorded_config(folder: RunFolder, overrides: Sequence[str] = ()) -> RunConfig:
     """Read the configuration of a run on record; what is older than a setting keeps what it did without.
 
+    A randomisation file, which older records name by its path, is left to `resolved`: a policy can be evaluated and
+    exported without it.
+
     Raises:
         ConfigError: no run folder, its configuration is damaged, or a bad override.
     """

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from mpo_robot.cli.main import main
-from mpo_robot.cli.settings import load_run_config
+from mpo_robot.cli.settings import load_recorded_config, load_run_config
 from mpo_robot.cli.train import make_trainer
 from mpo_robot.run_folder import RunFolder
 
@@ -103,6 +103,20 @@ def test_a_run_stopped_before_its_first_checkpoint_is_started_again(tmp_path, ca
     assert main(command) == 2
     assert "already holds a run" in capsys.readouterr().err
     assert main(["train", "--resume", str(run), "--quiet"]) == 0
+
+
+def test_a_resume_keeps_the_settings_that_were_in_force(tmp_path):
+    config, run = tmp_path / "small.yaml", tmp_path / "run"
+    config.write_text(yaml.safe_dump(SMALL | {"training": SMALL["training"] | {"total_steps": 60}}))
+    assert main(["train", "--config", str(config), "--run", str(run), "--quiet", "learner.policy_update_period=1"]) == 0
+    folder = RunFolder(run)
+    recorded = yaml.safe_load(folder.config_file.read_text())
+    del recorded["learner"]["policy_update_period"]  # of a version that had none
+    folder.config_file.write_text(yaml.safe_dump(recorded))
+    assert main(["train", "--resume", str(run), "--quiet", "training.total_steps=70"]) == 0
+    assert load_recorded_config(folder).learner.policy_update_period == 1
+    (session,) = json.loads(folder.run_file.read_text())["resumed"]
+    assert session["changed_settings"] == {"training.total_steps": [60, 70]}
 
 
 def test_changed_settings_of_a_resume_are_kept_and_those_before_are_on_record(tmp_path, capsys):

@@ -1,18 +1,14 @@
 """Runs on record: what is older than a setting keeps what it did without, and files may change after the start."""
 
-import json
-
 import pytest
 import yaml
 
-from mpo_robot.cli.main import main
 from mpo_robot.cli.settings import RunConfig, load_recorded_config, load_run_config
 from mpo_robot.config import build, dump_yaml, to_dict
 from mpo_robot.errors import ConfigError
 from mpo_robot.mpo_config import LearnerConfig
 from mpo_robot.older_runs import completed
 from mpo_robot.run_folder import RunFolder
-from tests.integration.test_train_resume import SMALL
 
 TASK = {"environment": {"task": "dm_control:cartpole-swingup"}}
 
@@ -35,20 +31,6 @@ def test_what_a_record_does_not_name_was_as_before_the_setting():
 def test_a_damaged_section_is_refused_not_replaced(damage):
     with pytest.raises(ConfigError, match="must be a section"):
         build(RunConfig, completed(TASK | damage))
-
-
-def test_a_resume_keeps_the_settings_that_were_in_force(tmp_path):
-    config, run = tmp_path / "small.yaml", tmp_path / "run"
-    config.write_text(yaml.safe_dump(SMALL | {"training": SMALL["training"] | {"total_steps": 60}}))
-    assert main(["train", "--config", str(config), "--run", str(run), "--quiet", "learner.policy_update_period=1"]) == 0
-    folder = RunFolder(run)
-    recorded = yaml.safe_load(folder.config_file.read_text())
-    del recorded["learner"]["policy_update_period"]  # of a version that had none
-    folder.config_file.write_text(yaml.safe_dump(recorded))
-    assert main(["train", "--resume", str(run), "--quiet", "training.total_steps=70"]) == 0
-    assert load_recorded_config(folder).learner.policy_update_period == 1
-    (session,) = json.loads(folder.run_file.read_text())["resumed"]
-    assert session["changed_settings"] == {"training.total_steps": [60, 70]}
 
 
 def test_a_randomisation_file_is_read_once_and_kept_with_the_run(tmp_path):
