@@ -41,10 +41,10 @@ class Shared:
     return_scale: ReturnScale | None
     rng: np.random.Generator
 
-    def choose(self, observation: FloatArray, noise: EpisodeNoise) -> SampledAction:
-        """The policy's action for a raw observation [O]."""
+    def choose(self, observation: FloatArray, noise: EpisodeNoise, white: bool = False) -> SampledAction:
+        """The policy's action for a raw observation [O], with this noise or with white noise."""
         seen = observation if self.normalizer is None else self.normalizer(observation)
-        return self.actor.sample(seen, *noise.sample(self.rng))
+        return self.actor.sample(seen, *noise.sample(self.rng, white))
 
 
 def make_noise(spec: PolicySpec, config: TrainingConfig) -> EpisodeNoise:
@@ -77,14 +77,14 @@ class Collector:
         if self.shared.normalizer is not None:
             self.shared.normalizer.update(self.observation)
 
-    def step(self, uniform: bool) -> None:
-        """One step, with an action of the policy or a uniform one."""
+    def step(self, uniform: bool, white: bool = False) -> None:
+        """One step, with an action of the policy, under its noise or white noise, or with a uniform one."""
         assert self.observation is not None
         shared, spec = self.shared, self.environment.spec
         if uniform:
             action, log_prob = uniform_action(spec.action_size, shared.rng, spec.num_actions)
         else:
-            action, log_prob = shared.choose(self.observation, self.noise)
+            action, log_prob = shared.choose(self.observation, self.noise, white)
         result = self.environment.step(action)
         ended = result.terminated or result.truncated
         shared.replay.add(self.observation, action, log_prob, result.reward, result.terminated)
@@ -213,13 +213,13 @@ class VectorCollector:
         if self.shared.normalizer is not None:
             self.shared.normalizer.update(np.stack([lane.observation for lane in self.lanes]))
 
-    def step(self, uniform: bool) -> None:
-        """One step of every environment, with actions of the policy or uniform ones."""
+    def step(self, uniform: bool, white: bool = False) -> None:
+        """One step of every environment. Arguments as in `Collector.step`."""
         shared, spec = self.shared, self.environment.spec
         if uniform:
             chosen = [uniform_action(spec.action_size, shared.rng, spec.num_actions) for _ in self.lanes]
         else:
-            chosen = [shared.choose(lane.observation, lane.noise) for lane in self.lanes]
+            chosen = [shared.choose(lane.observation, lane.noise, white) for lane in self.lanes]
         result = self.environment.step(np.stack([action for action, _ in chosen]))
         for index, (lane, (action, log_prob)) in enumerate(zip(self.lanes, chosen)):
             reward, terminated = float(result.reward[index]), bool(result.terminated[index])

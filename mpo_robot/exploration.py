@@ -102,11 +102,12 @@ class EpisodeNoise:
         self.colored.start_episode()
         self.scale = None
 
-    def sample(self, rng: np.random.Generator) -> tuple[FloatArray, float]:
-        """Noise of the next step, and the factor of the policy's standard deviation."""
+    def sample(self, rng: np.random.Generator, white: bool = False) -> tuple[FloatArray, float]:
+        """Noise of the next step, white if asked for, and the factor of the policy's standard deviation."""
         if self.scale is None:
             self.scale = float(rng.uniform(self.scale_min, 1.0)) if self.scale_min < 1.0 else 1.0
-        return self.colored.sample(rng), self.scale
+        noise = rng.standard_normal(self.size, dtype=np.float32) if white else self.colored.sample(rng)
+        return noise, self.scale
 
     def state_dict(self) -> dict[str, Any]:
         """The present episode's."""

@@ -59,6 +59,7 @@ _REPLAY = (
     "updates_per_step",
     "environment_threads",
     "noise_color",
+    "white_noise_steps",
     "noise_scale_min",
     "replay_capacity",
     "replay_bytes",

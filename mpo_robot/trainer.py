@@ -167,7 +167,8 @@ class Trainer:
         return self.evaluated_actor.distribution(seen)[0]
 
     def _collect_step(self) -> None:
-        self.collector.step(uniform=self.environment_steps < self.config.warmup_steps)
+        config, steps = self.config, self.environment_steps
+        self.collector.step(uniform=steps < config.warmup_steps, white=steps < config.white_noise_steps)
         self.environment_steps += self._steps_per_turn
 
     def _learn(self) -> None:

@@ -19,6 +19,8 @@ class TrainingConfig:
             is due in the middle of such a group of steps comes at its end.
         environment_threads: Threads that share the stepping of `environments`; more than 1 pays for heavy models only.
         noise_color: Exponent of the exploration noise's power spectrum: 0 white, 1 pink (correlated over the episode).
+        white_noise_steps: Until this many steps the noise is white whatever `noise_color`: correlated noise throws a
+            body over while the policy knows nothing yet.
         noise_scale_min: Each episode is acted with the policy's standard deviation times a factor from U[this, 1]: the
             policy is used without noise, and the states of less noise should be in the replay. 1: always in full.
         replay_capacity: Rows of the replay ring.
@@ -39,7 +41,8 @@ class TrainingConfig:
     updates_per_step: float = 1.0
     environments: int = 1
     environment_threads: int = 1
-    noise_color: float = 0.5
+    noise_color: float = 1.0
+    white_noise_steps: int = 10_000
     noise_scale_min: float = 1.0
     replay_capacity: int = 1_000_000
     replay_bytes: bool = False
@@ -79,5 +82,7 @@ class TrainingConfig:
             raise ValueError(f"threads must be at most {MOST_THREADS}, got {self.threads}")
         if not 0.0 <= self.noise_color <= 2.0:
             raise ValueError(f"noise_color must be in [0, 2], got {self.noise_color}")
+        if self.white_noise_steps < 0:
+            raise ValueError(f"white_noise_steps must not be negative, got {self.white_noise_steps}")
         if not 0.0 < self.noise_scale_min <= 1.0:
             raise ValueError(f"noise_scale_min must be in (0, 1], got {self.noise_scale_min}")

@@ -22,7 +22,7 @@ CART_POLE = {
         "log_period": 20,
         "checkpoint_period": 1000,
         "replay_capacity": 90,
-        "noise_color": 1.0,
+        "white_noise_steps": 60,
     },
     "learner": {
         "batch_sequences": 4,

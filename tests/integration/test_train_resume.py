@@ -61,7 +61,7 @@ def start(folder, overrides=()):
         (200, []),
         (151, ["learner.mpo.variational=parametric", "learner.mpo.parametric_estimator=likelihood_ratio"]),
         # Pieces of 8 steps and pink noise: some of everything that an environment has of its own is under way.
-        (99, ["training.environments=3", "training.noise_color=1.0", "training.noise_scale_min=0.3"]),
+        (99, ["training.environments=3", "training.white_noise_steps=70", "training.noise_scale_min=0.3"]),
         (152, ["training.environments=4", "training.environment_threads=2"]),
     ],
 )

@@ -9,6 +9,7 @@ from mpo_robot.cli import train
 from mpo_robot.cli.settings import RunConfig
 from mpo_robot.collection import VectorCollector
 from mpo_robot.errors import ConfigError
+from mpo_robot.exploration import EpisodeNoise
 from mpo_robot.run_folder import RunFolder
 from mpo_robot.training_config import TrainingConfig
 from sim import vector
@@ -103,12 +104,26 @@ def test_every_piece_of_the_replay_is_of_one_episode_and_nothing_is_lost(make_tr
 
 
 def test_environments_differ_in_seeds_noise_and_actions(make_trainer):
-    trainer = make_trainer(noise_color=1.0)
+    trainer = make_trainer(noise_color=1.0, white_noise_steps=0)
     trainer.run()
     first = [environment.episodes[0] for environment in trainer.environment.environments]
     assert len({observations[0].tobytes() for observations, _ in first}) == COUNT
     assert len({steps[0][0].tobytes() for _, steps in first}) == COUNT
     assert len({lane.noise.colored._noise.tobytes() for lane in trainer.collector.lanes}) == COUNT
+
+
+@pytest.mark.parametrize("environments", [1, COUNT])
+def test_the_noise_is_white_until_so_many_environment_steps(make_trainer, monkeypatch, environments):
+    trainer = make_trainer(environments=environments, warmup_steps=30, white_noise_steps=75)
+    sample, asked = EpisodeNoise.sample, []
+
+    def record(noise, rng, white=False):
+        asked.append(white)
+        return sample(noise, rng, white)
+
+    monkeypatch.setattr(EpisodeNoise, "sample", record)
+    trainer.run()
+    assert asked == [True] * 45 + [False] * 45  # after 30 uniform steps, in the middle of an episode
 
 
 def test_normaliser_and_return_scale_see_every_state_and_reward_once(make_trainer):

@@ -51,6 +51,7 @@ OTHER_VALUES = {
     "learner__critic__aggregate": {"learner__critic__aggregate": "mean"},
     "training__checkpoint_minutes": {"training__checkpoint_minutes": 1e-9},
     "training__noise_color": {"training__noise_color": 0.0},
+    "training__white_noise_steps": {"training__white_noise_steps": 20},
     "learner__critic__residual_expansion": {"learner__critic__residual_expansion": 2},
     "learner__critic__head": {"learner__critic__head": "hl_gauss"},
     "learner__critic__value_bound": {"learner__critic__value_bound": 8.0},  # not below return_scale_bound
@@ -80,6 +81,7 @@ TESTED_ELSEWHERE = {
 NO_MPO = {"learner__mpo": MPOConfig()}
 NO_ESTEP = {"learner__mpo__center_weights": MPOConfig().center_weights}
 NEEDS = {
+    "training__noise_color": {"training__white_noise_steps": 0},
     "learner__algorithm": NO_MPO,
     "learner__mpo__variational": NO_ESTEP,
     "learner__mpo__mstep": {"learner__mpo__epsilon_stddev": MPOConfig().epsilon_stddev},

@@ -140,6 +140,16 @@ def test_without_a_smaller_factor_the_noise_is_the_coloured_one_itself():
         assert factor == 1.0
 
 
+def test_white_noise_on_demand_leaves_the_coloured_one_for_later():
+    noise, colored = EpisodeNoise(3000, 1.0), ColoredNoise(3000, 1.0)
+    rng, other = np.random.default_rng(0), np.random.default_rng(0)
+    white = np.stack([noise.sample(rng, white=True)[0] for _ in range(3)])
+    assert white.dtype == np.float32
+    assert (white[:-1] * white[1:]).mean() == pytest.approx(0.0, abs=0.05)
+    other.standard_normal((3, 3000), dtype=np.float32)
+    assert (noise.sample(rng)[0] == colored.sample(other)).all()
+
+
 def test_the_factor_of_the_episode_survives_a_checkpoint():
     noise, rng = EpisodeNoise(3, 0.0, 0.1), np.random.default_rng(5)
     noise.sample(rng)

@@ -22,7 +22,8 @@ def test_what_a_record_does_not_name_was_as_before_the_setting():
     learner = build(RunConfig, completed(TASK)).learner
     assert (learner.policy_update_period, learner.policy_average_updates) == (1, None)
     assert (learner.learning_rate_decay_steps, learner.mpo.center_weights) == (None, False)
-    assert build(RunConfig, completed(TASK)).training.noise_color == 0.0
+    training = build(RunConfig, completed(TASK)).training
+    assert (training.noise_color, training.white_noise_steps) == (0.0, 0)
     falling = build(LearnerConfig, completed({"learner": {"learning_rate_decay_steps": 10}})["learner"])
     assert falling.learning_rate_end_critic == 0.1
 

@@ -156,7 +156,7 @@ def test_threads_for_one_environment_are_refused():
 
 
 def test_ppo_has_no_replay_and_no_warm_up():
-    training = {"warmup_steps": 300, "total_steps": 200, "replay_capacity": 2, "noise_color": 1.0,
+    training = {"warmup_steps": 300, "total_steps": 200, "replay_capacity": 2, "noise_color": 0.5,
                 "noise_scale_min": 0.25}  # fmt: skip
     found = objections_to(training=training, algorithm="ppo", policy__init_stddev=1.0, ppo__epochs=3)
     assert [text.split()[0] for text in found] == [
