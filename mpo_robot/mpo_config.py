@@ -99,7 +99,8 @@ class LearnerConfig:
             (expected policy gradient); or `ppo`, by stable-baselines3.
         categorical: MPO for tasks with discrete actions; there `mpo` has no effect but for `temperature_update`,
             `kl_form` and `variational`.
-        discount: Discount per action, which is several control steps with `environment.action_repeat`.
+        discount: Discount per action, which is several control steps with `environment.action_repeat`. Too low, and
+            gaining speed now outweighs the fall it ends in: with 0.99 and actions of 8 ms Hopper runs itself over.
         returns: Estimator of the critic's targets: `retrace`, or without importance ratios `td_lambda` and `n_step`
             (biased off-policy), or `td_zero`.
         retrace_lambda: Lambda of `retrace` and `td_lambda`; 0 gives one-step expected targets.
@@ -141,7 +142,7 @@ class LearnerConfig:
     epg: EPGConfig = field(default_factory=EPGConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     categorical: CategoricalConfig = field(default_factory=CategoricalConfig)
-    discount: float = 0.99
+    discount: float = 0.995
     returns: str = "retrace"
     retrace_lambda: float = 0.95
     return_horizon: int | None = None
