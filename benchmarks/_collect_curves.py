@@ -37,6 +37,7 @@ TRAINING_SETTINGS = {  # of the training, those that decide what is learnt
     for name in (
         "environments",
         "noise_color",
+        "white_noise_steps",
         "noise_scale_min",
         "normalize_observations",
         "updates_per_step",

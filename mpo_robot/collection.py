@@ -77,7 +77,7 @@ class Collector:
         if self.shared.normalizer is not None:
             self.shared.normalizer.update(self.observation)
 
-    def step(self, uniform: bool, white: bool = False) -> None:
+    def step(self, uniform: bool, white: bool) -> None:
         """One step, with an action of the policy, under its noise or white noise, or with a uniform one."""
         assert self.observation is not None
         shared, spec = self.shared, self.environment.spec
@@ -213,7 +213,7 @@ class VectorCollector:
         if self.shared.normalizer is not None:
             self.shared.normalizer.update(np.stack([lane.observation for lane in self.lanes]))
 
-    def step(self, uniform: bool, white: bool = False) -> None:
+    def step(self, uniform: bool, white: bool) -> None:
         """One step of every environment. Arguments as in `Collector.step`."""
         shared, spec = self.shared, self.environment.spec
         if uniform:

@@ -45,9 +45,9 @@ class ColoredNoise:
         """Begin a new block with the next sample, so that episodes are independent."""
         self._next = len(self._noise)
 
-    def sample(self, rng: np.random.Generator) -> FloatArray:
-        """Noise [size] of the next step."""
-        if self.color == 0.0:
+    def sample(self, rng: np.random.Generator, white: bool = False) -> FloatArray:
+        """Noise [size] of the next step; white on demand, which leaves the block where it is."""
+        if white or self.color == 0.0:
             return rng.standard_normal(self.size, dtype=np.float32)
         if self._next >= len(self._noise):
             self._noise, self._next = self._block(rng), 0
@@ -106,8 +106,7 @@ class EpisodeNoise:
         """Noise of the next step, white if asked for, and the factor of the policy's standard deviation."""
         if self.scale is None:
             self.scale = float(rng.uniform(self.scale_min, 1.0)) if self.scale_min < 1.0 else 1.0
-        noise = rng.standard_normal(self.size, dtype=np.float32) if white else self.colored.sample(rng)
-        return noise, self.scale
+        return self.colored.sample(rng, white), self.scale
 
     def state_dict(self) -> dict[str, Any]:
         """The present episode's."""
