@@ -85,14 +85,16 @@ def read_run(path: str | Path) -> RunData:
 
 
 def read_table(path: Path) -> dict[str, npt.NDArray[np.float64]]:
-    """Columns of a CSV file of numbers; what is empty or no number is NaN, a cut-off last row is left out.
+    """Columns of a CSV file of numbers; what is empty or no number is NaN.
+
+    A last line that does not end yet is left out: it is being written or was cut off, maybe in the middle of a number.
 
     Raises:
         ConfigError: the file exists and cannot be read.
     """
     try:
         with path.open(newline="", encoding="utf-8") as stream:
-            rows = list(csv.reader(stream))
+            rows = list(csv.reader(line for line in stream if line.endswith("\n")))
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError, csv.Error) as error:

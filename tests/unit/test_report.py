@@ -224,9 +224,11 @@ def test_bad_demo_files_and_folders_exit_with_2(tmp_path, capsys):
 
 def test_tables_are_read_tolerantly(tmp_path):
     file = tmp_path / "metrics.csv"
-    file.write_text("environment_steps,q_mean,version\n1,,abc\n2,0.5,def\n3,0.")
-    table = read_table(file)
-    np.testing.assert_array_equal(table["environment_steps"], [1, 2])
+    rows = "environment_steps,q_mean,version\n1,,abc\n2,0.5,def\n"
+    for cut_off in ("", "3,0.", "3,0.25,1"):
+        file.write_text(rows + cut_off)
+        table = read_table(file)
+        np.testing.assert_array_equal(table["environment_steps"], [1, 2])
     np.testing.assert_array_equal(finite(table, "q_mean"), [0.5])
     np.testing.assert_array_equal(column(table, "not_there"), [np.nan, np.nan])
     assert read_table(tmp_path / "none.csv") == {}
