@@ -75,6 +75,7 @@ def collect(path: Path) -> dict[str, Any]:
     return {
         "task": task,
         "seed": seed,
+        "control_dt": folder.spec().control_dt,
         "curve": f"curves/{target.name}",
         "last_step": curve[-1][0],
         "last_return": curve[-1][1],
@@ -121,6 +122,11 @@ def is_common(run: dict[str, Any]) -> bool:
     learner, training = build(LearnerConfig, recorded["learner"]), build(TrainingConfig, recorded["training"])
     if learner.learning_rate_decay_steps == training.planned_updates:
         learner = replace(learner, learning_rate_decay_steps="auto")
+    control_dt = run["control_dt"]
+    if learner.discount == LearnerConfig().discount_at(control_dt):
+        learner = replace(learner, discount="auto")
+    if training.noise_color == TrainingConfig().noise_color_at(control_dt):
+        training = replace(training, noise_color="auto")
     idle = idle_settings(TrainingConfig(), learner, discrete=False)
     defaults = {"learner": LearnerConfig(), "training": TrainingConfig()}
     changed = differences(defaults, {"learner": learner, "training": training})

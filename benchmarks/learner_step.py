@@ -41,7 +41,7 @@ LARGEST_AUTOMATIC_THRESHOLD = 32 << 20  # bytes; glibc moves its thresholds up t
 
 def cases() -> dict[str, LearnerConfig]:
     """The settings that are measured, by name; the bar is for the first two."""
-    default = LearnerConfig(policy_update_period=1)  # every update is a whole one
+    default = LearnerConfig(discount=0.99, policy_update_period=1)  # every update is a whole one
     hidden = (256, 256)
     plain = dataclasses.replace(
         default,

@@ -50,7 +50,7 @@ class Shared:
 def make_noise(spec: PolicySpec, config: TrainingConfig) -> EpisodeNoise:
     """Noise of one environment. That of discrete actions only picks among them: to scale it would have no meaning."""
     scale_min = config.noise_scale_min if spec.num_actions is None else 1.0
-    return EpisodeNoise(spec.action_size, config.noise_color, scale_min)
+    return EpisodeNoise(spec.action_size, config.noise_color_at(spec.control_dt), scale_min)
 
 
 class Collector:

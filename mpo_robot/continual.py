@@ -80,7 +80,7 @@ class ContinualLearner:
         self.reward_scale = 1.0
         bound = learner_config.return_scale_bound
         if self._return_scale_state is not None and bound is not None:
-            scale = ReturnScale(learner_config.discount, bound)
+            scale = ReturnScale(learner_config.discount_at(self.spec.control_dt), bound)
             scale.load_state_dict(self._return_scale_state)
             self.reward_scale = scale.scale
 

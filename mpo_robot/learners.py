@@ -22,7 +22,7 @@ def make_learner(spec: PolicySpec, config: LearnerConfig, seed: int, planned_upd
     """An untrained learner of `config.algorithm` for policies of this spec.
 
     Args:
-        spec: The task's observations and actions.
+        spec: The task's observations and actions, and its control period, for `discount: auto`.
         config: Its settings.
         seed: Of its networks and its sampling.
         planned_updates: Updates of the whole training: what `learning_rate_decay_steps: auto` stands for.
@@ -32,6 +32,7 @@ def make_learner(spec: PolicySpec, config: LearnerConfig, seed: int, planned_upd
     """
     if config.learning_rate_decay_steps == "auto":
         config = replace(config, learning_rate_decay_steps=planned_updates)
+    config = replace(config, discount=config.discount_at(spec.control_dt))
     if config.algorithm == "ppo":
         raise ConfigError("ppo learns from its own rollouts only: it has no replay, and logs are nothing to it")
     if spec.num_actions is not None:

@@ -9,6 +9,9 @@ from mpo_robot.baselines.config import DDPGConfig, EPGConfig, PPOConfig, SACConf
 from mpo_robot.categorical_config import CategoricalConfig
 from mpo_robot.networks import CriticConfig, PolicyConfig
 
+_HORIZON_S = 1.5  # 1 / (1 - discount) of the discount `auto`, in seconds
+_AUTO_DISCOUNTS = 0.99, 0.995  # and its bounds
+
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
@@ -99,8 +102,9 @@ class LearnerConfig:
             (expected policy gradient); or `ppo`, by stable-baselines3.
         categorical: MPO for tasks with discrete actions; there `mpo` has no effect but for `temperature_update`,
             `kl_form` and `variational`.
-        discount: Discount per action, which is several control steps with `environment.action_repeat`. Too low, and
-            gaining speed now outweighs the fall it ends in: with 0.99 and actions of 8 ms Hopper runs itself over.
+        discount: Discount per action, which is several control steps with `environment.action_repeat`; `auto`: what
+            looks 1.5 s ahead, at least 100 actions and at most 200 (`discount_at`). Too low, and gaining speed now
+            outweighs the fall it ends in: with 0.99 and actions of 8 ms Hopper runs itself over.
         returns: Estimator of the critic's targets: `retrace`, or without importance ratios `td_lambda` and `n_step`
             (biased off-policy), or `td_zero`.
         retrace_lambda: Lambda of `retrace` and `td_lambda`; 0 gives one-step expected targets.
@@ -142,7 +146,7 @@ class LearnerConfig:
     epg: EPGConfig = field(default_factory=EPGConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     categorical: CategoricalConfig = field(default_factory=CategoricalConfig)
-    discount: float = 0.995
+    discount: float | Literal["auto"] = "auto"
     returns: str = "retrace"
     retrace_lambda: float = 0.95
     return_horizon: int | None = None
@@ -203,7 +207,9 @@ class LearnerConfig:
             raise ValueError(
                 f"learning_rate_decay_steps must be at least 1, auto or null, got {self.learning_rate_decay_steps}"
             )
-        for name in ("discount", "learning_rate_end", "learning_rate_end_critic"):
+        if self.discount != "auto" and not 0.0 < self.discount <= 1.0:
+            raise ValueError(f"discount must be in (0, 1] or auto, got {self.discount}")
+        for name in ("learning_rate_end", "learning_rate_end_critic"):
             if not 0.0 < getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be in (0, 1], got {getattr(self, name)}")
         if self.target_update_period is not None and self.target_update_period < 1:
@@ -219,3 +225,20 @@ class LearnerConfig:
         for name in ("learning_rate_policy", "learning_rate_critic", "learning_rate_duals"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+    def discount_at(self, control_dt: float | None = None) -> float:
+        """The discount of a task whose actions last `control_dt` seconds.
+
+        `auto` is 1 - control_dt / 1.5 s, at least 0.99 and at most 0.995: what has to be foreseen is so many seconds
+        away, not so many actions; but less than 100 actions tell too little, and more than 200 are too much to learn
+        (docs/experiments.md, "The discount has to look as far").
+
+        Raises:
+            ValueError: it is `auto`, and no period is given.
+        """
+        if self.discount != "auto":
+            return self.discount
+        if control_dt is None:
+            raise ValueError("discount: auto needs the control period of a task; give a number")
+        least, most = _AUTO_DISCOUNTS
+        return min(most, max(least, 1.0 - control_dt / _HORIZON_S))

@@ -34,7 +34,7 @@ def return_horizon(config: LearnerConfig, steps: int) -> int:
 
 def discounts(config: LearnerConfig, batch: TensorBatch) -> Tensor:
     """[B, L] discount of the value after each step: 0 where it terminated the task."""
-    return config.discount * (1.0 - batch.terminated)
+    return config.discount_at() * (1.0 - batch.terminated)
 
 
 @torch.no_grad()

@@ -86,7 +86,7 @@ class Trainer:
         self.replay = replay(training.replay_capacity, spec.observation_size, spec.action_size)
         self.normalizer = RunningNormalizer(spec.observation_size) if training.normalize_observations else None
         bound = learner.return_scale_bound
-        self.return_scale = None if bound is None else ReturnScale(learner.discount, bound)
+        self.return_scale = None if bound is None else ReturnScale(learner.discount_at(spec.control_dt), bound)
         self.actor = self.learner.actor()
         self.evaluated_actor = self.learner.averaged_actor()
         self.rng = np.random.default_rng(seed)

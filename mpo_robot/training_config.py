@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 MOST_THREADS = 4096
+_PINK_UP_TO_S = 0.025  # control period up to which the noise_color `auto` is 1
+_LEAST_AUTO_COLOR = 0.5
 
 
 @dataclass(frozen=True)
@@ -18,8 +21,9 @@ class TrainingConfig:
         environments: Environments that are stepped together. Every one's step counts as an environment step, and what
             is due in the middle of such a group of steps comes at its end.
         environment_threads: Threads that share the stepping of `environments`; more than 1 pays for heavy models only.
-        noise_color: Exponent of the exploration noise's power spectrum: 0 white, 1 pink (correlated over the episode).
-        white_noise_steps: Until this many steps the noise is white whatever `noise_color`: correlated noise throws a
+        noise_color: Exponent of the exploration noise's power spectrum: 0 white, 1 pink (correlated over the episode);
+            `auto`: pink for actions of up to 25 ms, 0.5 for those of 50 ms and more (`noise_color_at`).
+        white_noise_steps: Until this many steps the noise is white whatever `noise_color`: correlated noise may throw a
             body over while the policy knows nothing yet.
         noise_scale_min: Each episode is acted with the policy's standard deviation times a factor from U[this, 1]: the
             policy is used without noise, and the states of less noise should be in the replay. 1: always in full.
@@ -41,8 +45,8 @@ class TrainingConfig:
     updates_per_step: float = 1.0
     environments: int = 1
     environment_threads: int = 1
-    noise_color: float = 1.0
-    white_noise_steps: int = 10_000
+    noise_color: float | Literal["auto"] = "auto"
+    white_noise_steps: int = 0
     noise_scale_min: float = 1.0
     replay_capacity: int = 1_000_000
     replay_bytes: bool = False
@@ -58,6 +62,17 @@ class TrainingConfig:
     def planned_updates(self) -> int:
         """Learner updates of the whole training, those that the warm-up leaves out counted too."""
         return max(1, int(self.total_steps * self.updates_per_step))
+
+    def noise_color_at(self, control_dt: float) -> float:
+        """The noise's exponent for actions of `control_dt` seconds.
+
+        `auto` is 25 ms / control_dt, at least 0.5 and at most 1: a push is to last a while, not a number of actions.
+        The pink noise that suits actions of 8 and 20 ms (Hopper, cheetah-run) throws HalfCheetah over with 50 ms
+        (docs/experiments.md, "Pink noise").
+        """
+        if self.noise_color != "auto":
+            return self.noise_color
+        return min(1.0, max(_LEAST_AUTO_COLOR, _PINK_UP_TO_S / control_dt))
 
     def __post_init__(self) -> None:
         for name in (
@@ -80,8 +95,8 @@ class TrainingConfig:
             raise ValueError(f"updates_per_step {self.updates_per_step} makes more updates than can be counted")
         if self.threads > MOST_THREADS:
             raise ValueError(f"threads must be at most {MOST_THREADS}, got {self.threads}")
-        if not 0.0 <= self.noise_color <= 2.0:
-            raise ValueError(f"noise_color must be in [0, 2], got {self.noise_color}")
+        if self.noise_color != "auto" and not 0.0 <= self.noise_color <= 2.0:
+            raise ValueError(f"noise_color must be in [0, 2] or auto, got {self.noise_color}")
         if self.white_noise_steps < 0:
             raise ValueError(f"white_noise_steps must not be negative, got {self.white_noise_steps}")
         if not 0.0 < self.noise_scale_min <= 1.0:

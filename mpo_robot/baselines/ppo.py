@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,9 @@ class PPOTrainer(BaseCallback):
         self.config, self.folder = training, folder
         self.environment, self.evaluation_environment = environment, evaluation_environment
         self.normalizer = RunningNormalizer(spec.observation_size) if training.normalize_observations else None
+        learner = replace(learner, discount=learner.discount_at(spec.control_dt))
         bound = learner.return_scale_bound
-        self.return_scale = None if bound is None else ReturnScale(learner.discount, bound)
+        self.return_scale = None if bound is None else ReturnScale(learner.discount_at(), bound)
         self.adapter = GymnasiumAdapter(environment, self.normalizer, self.return_scale)
         self.ppo = _make_ppo(self.adapter, learner.ppo, learner, seed)
         policy = self.ppo.policy
@@ -232,7 +234,7 @@ def _make_ppo(environment: GymnasiumAdapter, config: PPOConfig, learner: Learner
         n_steps=config.rollout_steps,
         batch_size=config.batch_size,
         n_epochs=config.epochs,
-        gamma=learner.discount,
+        gamma=learner.discount_at(),
         gae_lambda=config.gae_lambda,
         clip_range=config.clip_range,
         ent_coef=config.entropy_bonus,

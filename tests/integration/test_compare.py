@@ -51,7 +51,7 @@ def test_two_tiny_trainings_end_in_a_table_and_are_not_repeated(tmp_path, capsys
     assert "2 finished already" in capsys.readouterr().out
     # the same folder with other settings would mix two experiments
     assert main([*command, "learner.discount=0.9"]) == 2
-    assert "learner.discount: 0.995 there, 0.9 here" in capsys.readouterr().err
+    assert "learner.discount: auto there, 0.9 here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

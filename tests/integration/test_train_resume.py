@@ -134,7 +134,7 @@ def test_changed_settings_of_a_resume_are_kept_and_those_before_are_on_record(tm
     assert main(["inspect", str(run), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["checkpoint_steps"] == facts["progress"]["environment_steps"] == 75  # the last metrics row is at 60
-    assert "learner.discount: 0.995 -> 0.9" in facts["resumed"][0]["changed_settings"]
+    assert "learner.discount: auto -> 0.9" in facts["resumed"][0]["changed_settings"]
 
 
 def test_a_resume_with_settings_that_do_not_fit_the_checkpoint_says_which(tmp_path, capsys):

@@ -60,7 +60,7 @@ def make_run(
     folder.create(text, spec, seed=0)
     learner = Learner(SPEC.observation_size, SPEC.action_size, LEARNER, seed=0)
     replay = SequenceReplay(TRAINING.replay_capacity, SPEC.observation_size, SPEC.action_size)
-    normalizer, scale = RunningNormalizer(SPEC.observation_size), ReturnScale(LEARNER.discount)
+    normalizer, scale = RunningNormalizer(SPEC.observation_size), ReturnScale(LEARNER.discount_at(SPEC.control_dt))
     for seed in range(4):
         episode = make_episode(50, seed)
         replay.add_episode(episode)

@@ -1,8 +1,11 @@
 """From a configuration to a learner: what `auto` stands for, and what is refused before anything is trained."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from mpo_robot.collection import make_noise
 from mpo_robot.errors import ConfigError
 from mpo_robot.learners import make_learner, require_fitting
 from mpo_robot.mpo_config import LearnerConfig
@@ -30,6 +33,25 @@ def test_the_rates_fall_over_the_whole_training():
 
 def test_outside_a_training_the_rates_are_constant():
     assert rates(None, steps=100, learning_rate_decay_steps="auto") == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("control_dt", "discount", "color"),  # Hopper, cheetah-run and HalfCheetah have 8, 20 and 50 ms
+    [(0.001, 0.995, 1.0), (0.0075, 0.995, 1.0), (0.008, 1 - 8 / 1500, 1.0), (0.015, 0.99, 1.0), (0.02, 0.99, 1.0),
+     (0.025, 0.99, 1.0), (0.04, 0.99, 0.625), (0.05, 0.99, 0.5), (0.5, 0.99, 0.5)],
+)  # fmt: skip
+def test_horizon_and_noise_are_spans_of_time(control_dt, discount, color):
+    spec = replace(small_spec(), control_dt=control_dt)
+    assert make_learner(spec, change(CONFIG, discount="auto"), 0).config.discount == pytest.approx(discount, abs=1e-15)
+    assert make_learner(spec, change(CONFIG, discount=0.7), 0).config.discount == 0.7
+    assert make_noise(spec, TrainingConfig()).colored.color == pytest.approx(color)
+    assert make_noise(spec, TrainingConfig(noise_color=0.3)).colored.color == 0.3
+
+
+def test_no_learner_guesses_a_discount():
+    assert LearnerConfig().discount == "auto"
+    with pytest.raises(ValueError, match="needs the control period"):
+        LearnerConfig().discount_at()
 
 
 @pytest.mark.parametrize(
