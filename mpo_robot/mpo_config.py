@@ -104,7 +104,7 @@ class LearnerConfig:
             `kl_form` and `variational`.
         discount: Discount per action, which is several control steps with `environment.action_repeat`; `auto`: what
             looks 1.5 s ahead, at least 100 actions and at most 200 (`discount_at`). Too low, and gaining speed now
-            outweighs the fall it ends in: with 0.99 and actions of 8 ms Hopper runs itself over.
+            outweighs the fall it ends in: with 0.99 and actions of 8 ms Hopper ran itself over.
         returns: Estimator of the critic's targets: `retrace`, or without importance ratios `td_lambda` and `n_step`
             (biased off-policy), or `td_zero`.
         retrace_lambda: Lambda of `retrace` and `td_lambda`; 0 gives one-step expected targets.

@@ -33,7 +33,7 @@ def name_of(path: Path) -> str:
 def test_the_published_baselines_do_not_follow_the_defaults_of_mpo(name):
     config = load_run_config(CONFIGS / "baselines" / f"{name}.yaml")
     assert (config.training.updates_per_step, config.training.noise_color) == (1.0, 0.0)
-    assert config.learner.policy_update_period == 1
+    assert (config.learner.policy_update_period, config.learner.discount) == (1, 0.99)
 
 
 def smoke(path: Path, run: Path) -> None:

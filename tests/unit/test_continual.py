@@ -152,7 +152,7 @@ def test_the_learner_gets_what_training_gave_it_normalised_states_and_scaled_rew
     # The scale and the normaliser are part of what the critic and the policy mean; they stay as training left them.
     folder = make_run(tmp_path / "run")
     state, _ = load_checkpoint(folder.checkpoints)
-    scale = ReturnScale(LEARNER.discount, LEARNER.return_scale_bound)
+    scale = ReturnScale(LEARNER.discount_at(SPEC.control_dt), LEARNER.return_scale_bound)
     scale.load_state_dict(state["return_scale"])
     learner = learner_of(folder, use_simulated_data=False)
     episode = make_episode(40, 9)
