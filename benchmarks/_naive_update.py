@@ -92,10 +92,11 @@ class NaiveLearner:
             next_value = self.target_values(repeated[:, :, 1:], actions[:, :, 1:]).mean(dim=0)  # returns
             taken = self.target_values(observation[:, :-1], action)
             ratio = (self.target_policy(observation[:, :-1]).log_prob(action) - behavior_log_prob).exp().clamp(max=1.0)
-            returns = reward + self.config.discount_at() * (1.0 - terminated) * next_value
+            discount = self.config.discount_at()
+            returns = reward + discount * (1.0 - terminated) * next_value
             for t in range(reward.shape[1] - 2, -1, -1):
                 correction = self.config.retrace_lambda * ratio[:, t + 1] * (returns[:, t + 1] - taken[:, t + 1])
-                returns[:, t] += self.config.discount_at() * (1.0 - terminated[:, t]) * correction
+                returns[:, t] += discount * (1.0 - terminated[:, t]) * correction
         inputs = torch.cat([observation[:, :-1], action.clamp(-1.0, 1.0)], dim=-1)
         loss = sum(0.5 * (critic(inputs).squeeze(-1) - returns).square().mean() for critic in self.critics)
         loss = loss + self._policy_loss(observation, before, actions, q_values)

@@ -17,9 +17,8 @@ from mpo_robot.checkpoint import list_checkpoints, load_checkpoint, rng_from_jso
 from mpo_robot.episode import Episode
 from mpo_robot.errors import ConfigError
 from mpo_robot.learn_config import LearnConfig
-from mpo_robot.learners import make_learner
+from mpo_robot.learners import make_learner, make_return_scale
 from mpo_robot.mpo_config import LearnerConfig
-from mpo_robot.normalization import ReturnScale
 from mpo_robot.policy_io import LoadedPolicy, normalizer_from_state
 from mpo_robot.replay import SequenceReplay
 from mpo_robot.run_folder import RunFolder
@@ -78,9 +77,8 @@ class ContinualLearner:
             self._restore(load_checkpoint(self.checkpoints, lambda path: self.real_replay.load(path, resize=True))[0])
         self.normalizer = normalizer_from_state(self._normalizer_state, self.spec.observation_size)
         self.reward_scale = 1.0
-        bound = learner_config.return_scale_bound
-        if self._return_scale_state is not None and bound is not None:
-            scale = ReturnScale(learner_config.discount_at(self.spec.control_dt), bound)
+        scale = make_return_scale(self.spec, learner_config)
+        if self._return_scale_state is not None and scale is not None:
             scale.load_state_dict(self._return_scale_state)
             self.reward_scale = scale.scale
 

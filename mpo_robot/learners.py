@@ -1,4 +1,7 @@
-"""`make_learner`: the one way from a configuration to a learner; `require_fitting`: whether there is one."""
+"""`make_learner`: the one way from a configuration to a learner; `require_fitting`: whether there is one.
+
+`make_return_scale`: the unit of its critic.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from mpo_robot.categorical_learner import CategoricalLearner
 from mpo_robot.errors import ConfigError, first_line
 from mpo_robot.learner import Learner
 from mpo_robot.mpo_config import LearnerConfig
+from mpo_robot.normalization import ReturnScale
 from mpo_robot.specs import PolicySpec
 
 ALGORITHMS = {"mpo": Learner, "sac": SAC, "ddpg": DDPG, "epg": EPG}
@@ -42,6 +46,12 @@ def make_learner(spec: PolicySpec, config: LearnerConfig, seed: int, planned_upd
             )
         return CategoricalLearner(spec, config, seed)
     return ALGORITHMS[config.algorithm](spec.observation_size, spec.action_size, config, seed)
+
+
+def make_return_scale(spec: PolicySpec, config: LearnerConfig) -> ReturnScale | None:
+    """The scale of the critic's rewards, before the first of them; None where they are learnt as they are."""
+    bound = config.return_scale_bound
+    return None if bound is None else ReturnScale(config.discount_at(spec.control_dt), bound)
 
 
 def require_fitting(spec: PolicySpec, config: LearnerConfig, environments: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-TRAINING = {"noise_color": 0.0, "white_noise_steps": 0}
+TRAINING = {"noise_color": 0.0}
 LEARNER = {"policy_average_updates": None, "policy_update_period": 1}
 MPO = {"center_weights": False}
 BEFORE_FALLING_RATES = {"learning_rate_decay_steps": None}

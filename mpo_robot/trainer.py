@@ -20,9 +20,9 @@ from mpo_robot.checkpoint import load_checkpoint, rng_from_json, rng_to_json, sa
 from mpo_robot.collection import PIECE_STEPS, Shared, make_collector
 from mpo_robot.errors import ConfigError
 from mpo_robot.evaluation import Evaluation, evaluate
-from mpo_robot.learners import make_learner
+from mpo_robot.learners import make_learner, make_return_scale
 from mpo_robot.mpo_config import LearnerConfig
-from mpo_robot.normalization import ReturnScale, RunningNormalizer
+from mpo_robot.normalization import RunningNormalizer
 from mpo_robot.progress import OnEvaluation, OnProgress, Progress, WallClock
 from mpo_robot.replay import SequenceReplay
 from mpo_robot.run_folder import RunFolder
@@ -85,8 +85,7 @@ class Trainer:
         replay = ByteReplay if training.replay_bytes else SequenceReplay
         self.replay = replay(training.replay_capacity, spec.observation_size, spec.action_size)
         self.normalizer = RunningNormalizer(spec.observation_size) if training.normalize_observations else None
-        bound = learner.return_scale_bound
-        self.return_scale = None if bound is None else ReturnScale(learner.discount_at(spec.control_dt), bound)
+        self.return_scale = make_return_scale(spec, learner)
         self.actor = self.learner.actor()
         self.evaluated_actor = self.learner.averaged_actor()
         self.rng = np.random.default_rng(seed)

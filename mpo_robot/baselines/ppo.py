@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,13 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from mpo_robot.baselines.config import PPOConfig
 from mpo_robot.baselines.gymnasium_adapter import GymnasiumAdapter
 from mpo_robot.baselines.ppo_network import PPOActor, PPONetwork
 from mpo_robot.checkpoint import bytes_from_tensor, bytes_to_tensor, load_checkpoint, save_checkpoint
 from mpo_robot.evaluation import Evaluation, evaluate
+from mpo_robot.learners import make_return_scale
 from mpo_robot.mpo_config import LearnerConfig
-from mpo_robot.normalization import ReturnScale, RunningNormalizer
+from mpo_robot.normalization import RunningNormalizer
 from mpo_robot.progress import OnEvaluation, OnProgress, Progress, WallClock
 from mpo_robot.run_folder import RunFolder
 from mpo_robot.trainer import EVALUATION_SEED, restoring
@@ -78,11 +77,9 @@ class PPOTrainer(BaseCallback):
         self.config, self.folder = training, folder
         self.environment, self.evaluation_environment = environment, evaluation_environment
         self.normalizer = RunningNormalizer(spec.observation_size) if training.normalize_observations else None
-        learner = replace(learner, discount=learner.discount_at(spec.control_dt))
-        bound = learner.return_scale_bound
-        self.return_scale = None if bound is None else ReturnScale(learner.discount_at(), bound)
+        self.return_scale = make_return_scale(spec, learner)
         self.adapter = GymnasiumAdapter(environment, self.normalizer, self.return_scale)
-        self.ppo = _make_ppo(self.adapter, learner.ppo, learner, seed)
+        self.ppo = _make_ppo(self.adapter, learner, learner.discount_at(spec.control_dt), seed)
         policy = self.ppo.policy
         assert isinstance(policy.action_net, torch.nn.Linear)
         self.network = PPONetwork(policy.mlp_extractor.policy_net, policy.action_net, policy.log_std)
@@ -226,7 +223,8 @@ class PPOTrainer(BaseCallback):
             self.ppo.logger.record(name, value)
 
 
-def _make_ppo(environment: GymnasiumAdapter, config: PPOConfig, learner: LearnerConfig, seed: int) -> PPO:
+def _make_ppo(environment: GymnasiumAdapter, learner: LearnerConfig, discount: float, seed: int) -> PPO:
+    config = learner.ppo
     return _PPO(
         "MlpPolicy",
         DummyVecEnv([lambda: environment]),  # a bare environment would be wrapped in one with a state of its own
@@ -234,7 +232,7 @@ def _make_ppo(environment: GymnasiumAdapter, config: PPOConfig, learner: Learner
         n_steps=config.rollout_steps,
         batch_size=config.batch_size,
         n_epochs=config.epochs,
-        gamma=learner.discount_at(),
+        gamma=discount,
         gae_lambda=config.gae_lambda,
         clip_range=config.clip_range,
         ent_coef=config.entropy_bonus,

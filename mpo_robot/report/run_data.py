@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from mpo_robot.config import read_yaml
 from mpo_robot.errors import ConfigError
-from mpo_robot.run_folder import RunFolder, read_json
+from mpo_robot.run_folder import RunFolder, complete_rows, read_json
 
 Table = Mapping[str, npt.NDArray[np.float64]]
 
@@ -93,17 +93,11 @@ def read_table(path: Path) -> dict[str, npt.NDArray[np.float64]]:
         ConfigError: the file exists and cannot be read.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            rows = list(csv.reader(line for line in stream if line.endswith("\n")))
-    except FileNotFoundError:
-        return {}
+        reader = complete_rows(path)
+        rows = [row for row in reader if None not in row and None not in row.values()]  # as many cells as columns
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
-    if not rows:
-        return {}
-    header, body = rows[0], [row for row in rows[1:] if len(row) == len(rows[0])]
-    numbers = np.array([[_number(cell) for cell in row] for row in body], np.float64).reshape(len(body), len(header))
-    return {name: numbers[:, index] for index, name in enumerate(header)}
+    return {name: np.array([_number(row[name]) for row in rows], np.float64) for name in reader.fieldnames or ()}
 
 
 def column(table: Table, name: str) -> npt.NDArray[np.float64]:

@@ -81,7 +81,6 @@ TESTED_ELSEWHERE = {
 NO_MPO = {"learner__mpo": MPOConfig()}
 NO_ESTEP = {"learner__mpo__center_weights": MPOConfig().center_weights}
 NEEDS = {
-    "training__noise_color": {"training__white_noise_steps": 0},
     "learner__algorithm": NO_MPO,
     "learner__mpo__variational": NO_ESTEP,
     "learner__mpo__mstep": {"learner__mpo__epsilon_stddev": MPOConfig().epsilon_stddev},

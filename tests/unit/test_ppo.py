@@ -53,6 +53,13 @@ def rows(path):
         ]
 
 
+def test_an_automatic_discount_is_that_of_the_tasks_actions(tmp_path):
+    learner = change(LEARNER, discount="auto", return_scale_bound=5.0)
+    trainer = make(tmp_path, learner)
+    assert trainer.return_scale is not None
+    assert trainer.ppo.gamma == trainer.return_scale.discount == learner.discount_at(SPEC.control_dt)
+
+
 def test_the_adapter_keeps_gymnasiums_contract():
     with pytest.warns(UserWarning, match="infinity"):
         check_env(GymnasiumAdapter(PointEnvironment(), None, None), skip_render_check=True)
